@@ -1,0 +1,35 @@
+"""Credits for AI features inside your own PostgreSQL: prices, holds, charges and refunds as atomic SQL functions."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ducto_pg.client import AsyncCreditManager as AsyncCreditManager
+    from ducto_pg.client import CreditManager as CreditManager
+    from ducto_pg.engine import PricingEngine as PricingEngine
+    from ducto_pg.errors import *  # noqa: F403
+    from ducto_pg.install import asetup as asetup
+    from ducto_pg.install import script as script
+    from ducto_pg.install import setup as setup
+    from ducto_pg.models import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "setup": "install",
+    "asetup": "install",
+    "script": "install",
+    "PricingEngine": "engine",
+    "CreditManager": "client",
+    "AsyncCreditManager": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for, when it is asked for: `import ducto_pg` loads none of it."""
+    for home in [_HOMES[name]] if name in _HOMES else ["models", "errors"]:
+        value = getattr(import_module(f"ducto_pg.{home}"), name, None)
+        if getattr(value, "__module__", None) == f"ducto_pg.{home}":
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'ducto_pg' has no attribute {name!r}")

@@ -1,0 +1,449 @@
+"""Each RPC as a value: its name, its arguments, its answer.
+
+`Calls` declares them once, as methods without a body; `@rpc` turns a declaration into a `Call`. On a `CreditManager`
+a call returns its answer, on an `AsyncCreditManager` a coroutine of it: both only run the `Statement` that the call
+makes of its arguments.
+"""
+
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property, reduce, wraps
+from operator import or_
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
+
+from pydantic import BaseModel
+
+from ducto_pg import exactjson
+from ducto_pg.errors import InvalidArgumentError
+from ducto_pg.models import (
+    AddCreditsResult,
+    BalanceResult,
+    CostBreakdown,
+    CreditMetadata,
+    DeductionResult,
+    Explanation,
+    PricingConfigData,
+    PricingConfigHistoryItem,
+    PricingConfigResult,
+    RefundResult,
+    Reservation,
+    ReserveResult,
+    Transaction,
+    UsageMetrics,
+    Violation,
+)
+
+if TYPE_CHECKING:
+    from ducto_pg.client import AsyncCreditManager, CreditManager
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Usage = UsageMetrics | Mapping[str, Any]
+Metadata = CreditMetadata | Mapping[str, Any]
+Small = Annotated[int, "integer"]
+Exact = Decimal | int
+
+_SQL_TYPES: dict[Any, str] = {
+    str: "text",
+    int: "bigint",
+    Small: "integer",
+    Exact: "numeric",
+    bool: "boolean",
+    datetime: "timestamptz",
+    Usage: "jsonb",
+    Metadata: "jsonb",
+}
+
+_IN_WORDS = {
+    "text": "text",
+    "bigint": "a whole number",
+    "integer": "a whole number",
+    "numeric": "a Decimal or a whole number",
+    "boolean": "True or False",
+    "timestamptz": "a datetime with a time zone",
+    "jsonb": "a dict",
+}
+
+
+@dataclass(frozen=True)
+class Statement(Generic[T]):
+    """What a client sends, and how it reads the rows of the (last) answer."""
+
+    sql: str
+    arguments: Mapping[str, object] | None
+    read: Callable[[list[tuple[Any, ...]]], T]
+
+
+class Call(Generic[P, T]):
+    """Something to ask of the database: on a manager, a method that asks it."""
+
+    def __init__(self, bind: Callable[P, Statement[T]]) -> None:
+        self.bind = bind
+        self.__doc__ = bind.__doc__
+
+    @overload
+    def __get__(self, manager: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, manager: "CreditManager", owner: type[Any]) -> Callable[P, T]: ...
+    @overload
+    def __get__(self, manager: "AsyncCreditManager", owner: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, manager: Any, owner: type[Any]) -> Any:
+        if manager is None:
+            return self
+
+        @wraps(self.bind)
+        def ask(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return manager.run(self.bind(*args, **kwargs))
+
+        return ask
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument of an RPC: in SQL `p_` and its name, less the `_` that Python wants after a keyword."""
+
+    name: str
+    sql_type: str
+    default: object
+
+    def to_sql(self, value: object) -> object:
+        """`value` for the driver, or InvalidArgumentError: nothing is rounded or guessed on the way."""
+        if value is None:
+            return None
+        match self.sql_type, value:
+            case (("bigint" | "integer" | "numeric"), bool()):
+                pass
+            case ("bigint" | "integer" | "numeric", int()) | ("text", str()) | ("boolean", bool()):
+                return value
+            case "numeric", Decimal():
+                return value
+            case "timestamptz", datetime() if value.tzinfo:
+                return value
+            case "jsonb", BaseModel() | Mapping():
+                return self._json(value)
+        raise InvalidArgumentError(f"{self.name} must be {_IN_WORDS[self.sql_type]}, not {value!r}")
+
+    def _json(self, value: BaseModel | Mapping[str, Any]) -> str:
+        if isinstance(value, UsageMetrics):
+            value = value.to_usage()
+        elif isinstance(value, BaseModel):
+            value = value.model_dump(exclude_none=True)
+        elif self.name == "metrics" and any(isinstance(number, float) for number in value.values()):
+            raise InvalidArgumentError(f"metrics: a float is not exact, pass an int or a Decimal: {value!r}")
+        try:
+            return exactjson.dumps(dict(value))
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"{self.name} cannot be written as JSON: {error}") from error
+
+
+class Rpc(Call[P, T]):
+    """A function of the schema `ducto`: `name`, `parameters`, `answer` (a model, or a plain type), `many` for a set."""
+
+    def __init__(self, declaration: Callable[Concatenate[Any, P], T]) -> None:
+        self.name = declaration.__name__
+        self._declaration = declaration
+        self.signature = inspect.signature(declaration)
+        self.signature = self.signature.replace(parameters=list(self.signature.parameters.values())[1:])
+
+        @wraps(declaration)
+        def bind(*args: P.args, **kwargs: P.kwargs) -> Statement[T]:
+            bound = self.signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            values = {p.name: p.to_sql(bound.arguments[p.name]) for p in self.parameters}
+            return Statement(self.sql, values, self.read)
+
+        bind.__signature__ = self.signature  # type: ignore[attr-defined]
+        super().__init__(bind)
+
+    @cached_property
+    def parameters(self) -> list[Parameter]:
+        return [
+            Parameter(name, _SQL_TYPES[_not_none(self._hints[name])], parameter.default)
+            for name, parameter in self.signature.parameters.items()
+        ]
+
+    @cached_property
+    def answer(self) -> type[Any]:
+        """The model of a row."""
+        answer = self._hints["return"]
+        return get_args(answer)[0] if self.many else _not_none(answer)  # type: ignore[no-any-return]
+
+    @cached_property
+    def many(self) -> bool:
+        return get_origin(self._hints["return"]) is list
+
+    @cached_property
+    def sql(self) -> str:
+        """The statement: every argument named and cast, every attribute named, so that answers can grow."""
+        arguments = ", ".join(f"p_{p.name.rstrip('_')} => %({p.name})s::{p.sql_type}" for p in self.parameters)
+        columns = ", ".join(f"a.{name}" for name in self._columns) or "a"
+        return f"select {columns} from ducto.{self.name}({arguments}) a"
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        return list(self.answer.model_fields) if issubclass(self.answer, BaseModel) else []
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return get_type_hints(self._declaration, include_extras=True)
+
+    def read(self, rows: list[tuple[Any, ...]]) -> T:
+        answers: Any = [self._row(row) for row in rows]
+        return answers if self.many else answers[0]  # type: ignore[no-any-return]
+
+    def _row(self, row: tuple[Any, ...]) -> Any:
+        if not self._columns:
+            return row[0]
+        if not self.many and row.count(None) == len(row):
+            return None
+        return self.answer.model_validate(dict(zip(self._columns, row, strict=True)))
+
+
+def rpc(declaration: Callable[Concatenate[Any, P], T]) -> Rpc[P, T]:
+    """The RPC that a method declares: its name, its arguments without `p_`, its answer."""
+    return Rpc(declaration)
+
+
+def _not_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        return reduce(or_, (arm for arm in get_args(hint) if arm is not NoneType))
+    return hint
+
+
+def _publish(
+    config: PricingConfigData | Mapping[str, Any] | str | bytes | Path, label: str | None = None, activate: bool = True
+) -> Statement[PricingConfigResult]:
+    """Compile a pricing config into the database as its next version, and make it the active one unless told not to.
+
+    The config is a model, a dict, the text of JSON or YAML, or the path of such a file.
+    Publishing what the newest version already is, label included, makes no new one. Only the role that installed may.
+    Raises ConfigError for a config that cannot be used, with its path.
+    """
+    from ducto_pg.config import load
+    from ducto_pg.pricing import compile_config
+
+    newest = "(select max(v.version) from ducto_private.pricing_versions v)"
+    select = Calls.get_pricing_config.sql.replace("%(version)s", newest)
+    text = compile_config(load(config), label=label, activate=activate)
+    return Statement(f"{text}\n;{select}", None, Calls.get_pricing_config.read)
+
+
+# The declarations have docstrings for bodies.
+# mypy: disable-error-code="empty-body"
+class Calls:
+    """What both managers can do.
+
+    Credits are whole (`int`), costs exact (`Decimal`). A refusal is an answer with `error` set and nothing written;
+    `.or_raise()` turns it into an exception. Misuse raises (`ducto_pg.errors`). None means an argument's default.
+    With an `idempotency_key` of the caller's own a call may be repeated: the same request gives the first answer again.
+    """
+
+    @rpc
+    def calculate_cost(self, metrics: Usage, user_id: str | None = None, version: Small | None = None) -> CostBreakdown:
+        """The exact price of a usage, on the plan of an account if one is named; charges nothing."""
+
+    @rpc
+    def get_active_pricing(self) -> PricingConfigResult | None:
+        """The pricing version that is active; None until one is."""
+
+    @rpc
+    def get_pricing_config(self, version: Small) -> PricingConfigResult:
+        """A published pricing version; raises UnknownVersionError."""
+
+    @rpc
+    def activate_pricing(self, version: Small) -> PricingConfigResult:
+        """Make a published version the one that prices from now on; charges already made keep theirs."""
+
+    @rpc
+    def get_pricing_history(self) -> list[PricingConfigHistoryItem]:
+        """All published versions, newest first."""
+
+    @rpc
+    def get_balance(self, user_id: str, at: datetime | None = None) -> BalanceResult:
+        """An account's credits now, or its balance at an earlier time; zeros where it is unknown."""
+
+    @rpc
+    def add_credits(
+        self,
+        user_id: str,
+        amount: int,
+        type: str = "adjustment",
+        metadata: Metadata | None = None,
+        expires_at: datetime | None = None,
+        idempotency_key: str | None = None,
+        paid_amount: Exact | None = None,
+        paid_currency: str | None = None,
+        reference: str | None = None,
+    ) -> AddCreditsResult:
+        """Give credits, opening the account if need be.
+
+        `type` is purchase, subscription, signup_bonus, promotion or adjustment; only a purchase adds to
+        `lifetime_purchased`. `paid_amount`, `paid_currency` and `reference` are the caller's notes.
+        """
+
+    @rpc
+    def remove_credits(
+        self,
+        user_id: str,
+        amount: int,
+        reason: str | None = None,
+        transaction_id: str | None = None,
+        metadata: Metadata | None = None,
+        idempotency_key: str | None = None,
+    ) -> AddCreditsResult:
+        """Take credits back: a grant mistyped, a payment refunded or disputed. May leave a debt; is not spend.
+
+        With the grant's `transaction_id` never more than what is left of it.
+        """
+
+    @rpc
+    def set_credit_limit(self, user_id: str, limit: int) -> BalanceResult:
+        """How far below zero an account may go (0 at first)."""
+
+    @rpc
+    def reserve(
+        self,
+        user_id: str,
+        metrics: Usage,
+        operation_type: str = "usage",
+        metadata: Metadata | None = None,
+        min_balance: int | None = None,
+        ttl_seconds: Small = 600,
+        idempotency_key: str | None = None,
+    ) -> ReserveResult:
+        """Hold the price, rounded up, of an estimated usage, until it is charged or `ttl_seconds` are over."""
+
+    @rpc
+    def reserve_credits(
+        self,
+        user_id: str,
+        amount: int,
+        operation_type: str = "usage",
+        metadata: Metadata | None = None,
+        min_balance: int | None = None,
+        ttl_seconds: Small = 600,
+        idempotency_key: str | None = None,
+        model: str | None = None,
+    ) -> ReserveResult:
+        """Hold a known amount (0 is a valid hold)."""
+
+    @rpc
+    def extend_reservation(
+        self,
+        reservation_id: str,
+        add_amount: int = 0,
+        ttl_seconds: Small | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ReserveResult:
+        """Hold more, or longer: `ttl_seconds` count from now and never shorten."""
+
+    @rpc
+    def release_reservation(self, reservation_id: str, user_id: str | None = None) -> ReserveResult:
+        """End a hold without a charge; once more is not an error."""
+
+    @rpc
+    def get_reservation(self, reservation_id: str, user_id: str | None = None) -> Reservation:
+        """A hold."""
+
+    @rpc
+    def list_reservations(
+        self, user_id: str, active: bool = True, limit: Small = 50, before: datetime | None = None
+    ) -> list[Reservation]:
+        """An account's active holds, or all of them, newest first; `before` is the last `created_at` seen."""
+
+    @rpc
+    def deduct(
+        self,
+        user_id: str,
+        metrics: Usage,
+        idempotency_key: str | None = None,
+        metadata: Metadata | None = None,
+        reservation_id: str | None = None,
+        final: bool = True,
+    ) -> DeductionResult:
+        """Price a usage and charge it, in one step.
+
+        With a `reservation_id` it settles that hold; `final=False` charges against the hold and keeps what is left.
+        """
+
+    @rpc
+    def deduct_credits(
+        self,
+        user_id: str,
+        amount: int,
+        reservation_id: str | None = None,
+        idempotency_key: str | None = None,
+        metadata: Metadata | None = None,
+        model: str | None = None,
+        final: bool = True,
+    ) -> DeductionResult:
+        """Charge a known amount (0 settles a hold for nothing)."""
+
+    @rpc
+    def deduct_fixed(
+        self, user_id: str, job_name: str, idempotency_key: str | None = None, metadata: Metadata | None = None
+    ) -> DeductionResult:
+        """Charge the fixed price of a job of the config."""
+
+    @rpc
+    def refund_credits(
+        self,
+        transaction_id: str,
+        amount: int | None = None,
+        reason: str | None = None,
+        metadata: Metadata | None = None,
+        idempotency_key: str | None = None,
+        user_id: str | None = None,
+    ) -> RefundResult:
+        """Give back a charge, or a part of it; never more in total than was charged."""
+
+    @rpc
+    def get_transaction(self, transaction_id: str, user_id: str | None = None) -> Transaction:
+        """A ledger entry."""
+
+    @rpc
+    def list_transactions(
+        self,
+        user_id: str,
+        limit: Small = 50,
+        before: int | None = None,
+        type: str | None = None,
+        from_: datetime | None = None,
+        to: datetime | None = None,
+    ) -> list[Transaction]:
+        """An account's ledger entries, the last first; `before` is the last `seq` seen, times are [from_, to)."""
+
+    @rpc
+    def explain_transaction(self, transaction_id: str, user_id: str | None = None) -> Explanation:
+        """How a charge came about: usage, version, plan, formulas and their exact results."""
+
+    @rpc
+    def verify_ledger(self, account_id: str | None = None) -> list[Violation]:
+        """The rules of the ledger that do not hold, of one account or of all: none when it is sound."""
+
+    @rpc
+    def version(self) -> str:
+        """The version of ducto_pg that the database has."""
+
+    publish_pricing = Call(_publish)

@@ -1,0 +1,214 @@
+"""Prices without a database: the same digits and the same errors as the SQL that a config compiles to."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple, Self
+
+from pydantic import ValidationError
+
+from ducto_pg.arithmetic import add, evaluate
+from ducto_pg.config import NO_MODEL, check, load
+from ducto_pg.errors import (
+    InvalidArgumentError,
+    OutOfRangeError,
+    UnknownJobError,
+    UnknownMetricError,
+    UnknownModelError,
+)
+from ducto_pg.formula import Formula
+from ducto_pg.language import KNOWN_VARIABLES, nearest
+from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
+
+DEFAULT = "_default"
+COUNTS = tuple(name for name in KNOWN_VARIABLES if name != "tool_calls")
+SEPARATORS = "-@:/_"
+TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
+ZERO = Decimal(0)
+
+
+class _Price(NamedTuple):
+    """A formula and where in the config it stands."""
+
+    formula: Formula
+    path: str
+
+
+class PricingEngine:
+    """Calculates exact costs in credits from a pricing config.
+
+        engine = PricingEngine.from_dict({"models": {"_default": "input_tokens * 0.001 + output_tokens * 0.003"}})
+        engine.calculate(UsageMetrics(model="claude-opus-4", input_tokens=1000, output_tokens=2000)).total  # 7.000
+
+    Formulas are parsed once, here. Raises ConfigError where the config is not sound.
+    """
+
+    def __init__(self, config: PricingConfigData) -> None:
+        formulas = check(config)
+        self._config = config.model_copy(deep=True)
+        self._models = {key: _Price(formula, f"models.{key}") for key, formula in formulas.models.items()}
+        self._plans = {
+            plan_id: self._models
+            | {key: _Price(formula, f"plans.{plan_id}.rate_overrides.{key}") for key, formula in overrides.items()}
+            for plan_id, overrides in formulas.overrides.items()
+        }
+        self._tools = {name: _Price(formula, f"tools.{name}") for name, formula in formulas.tools.items()}
+        self._search = _Price(formulas.search, "search.costs") if formulas.search else None
+        self._cache = _Price(formulas.cache, "cache.discount") if formulas.cache else None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """An engine for a config given as a dict. Raises ConfigError where the config is not sound."""
+        return cls(load(data))
+
+    @property
+    def min_balance(self) -> int:
+        """The credits that an account must keep when it admits holds and charges."""
+        return self._config.min_balance
+
+    def pricing_schema(self) -> PricingConfigData:
+        """The config, as a copy."""
+        return self._config.model_copy(deep=True)
+
+    def get_fixed_cost(self, job_name: str) -> int | None:
+        """The credits of a fixed job, or None where there is no such job."""
+        return self._config.fixed.get(job_name)
+
+    def has_model(self, model_name: str) -> bool:
+        """Whether the config names exactly this model."""
+        return model_name in self._models
+
+    def resolve_model(self, model_version: str) -> str | None:
+        """The config's key that serves a model: the name itself, else its longest prefix before one of `- @ : / _`.
+
+        None where there is none; `_default` is the answer only for itself.
+        """
+        return _resolve(model_version, self._models)
+
+    def calculate(self, metrics: UsageMetrics | Mapping[str, Any], plan_id: str | None = None) -> CostBreakdown:
+        """The exact cost of one usage, for an account on a plan if one is given.
+
+        Raises UnknownModelError, UnknownJobError and UnknownMetricError (all ValueErrors) with the nearest known name,
+        FormulaError for a division by zero, OutOfRangeError for a cost beyond bigint, InvalidArgumentError for an
+        unknown plan or a dict that is no usage.
+        """
+        if not isinstance(metrics, UsageMetrics):
+            metrics = _usage(metrics)
+        if plan_id is not None and plan_id not in self._plans:
+            raise InvalidArgumentError(
+                f"unknown plan {plan_id!r}", hint=_hint(plan_id, self._plans, "Add it to the config's plans.")
+            )
+        models = self._models if plan_id is None else self._plans[plan_id]
+        variables = self._variables(metrics)
+        parts: dict[str, Decimal] = {}
+
+        def credits(price: _Price, calls: int | None = None) -> Decimal:
+            values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
+            parts[price.path] = evaluate(price.formula, values, metrics.model or "", price.path)
+            return parts[price.path]
+
+        resolved, price = _model_price(metrics, models)
+        model_credits = _at_least_zero(credits(price)) if price else ZERO
+        tool_credits = _at_least_zero(_sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics)))
+        search_credits = _at_least_zero(credits(self._search)) if self._search else ZERO
+        fixed_credits = ZERO
+        if metrics.fixed_job is not None:
+            fixed_credits = parts[f"fixed.{metrics.fixed_job}"] = self._fixed_credits(metrics.fixed_job)
+        cache_savings = credits(self._cache) if self._cache else ZERO
+        total = _at_least_zero(_sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
+        if total > MAX_BIGINT:
+            raise OutOfRangeError(f"{max(parts, key=parts.__getitem__)}: the cost is beyond bigint")
+        return CostBreakdown(
+            model_credits=model_credits,
+            tool_credits=tool_credits,
+            search_credits=search_credits,
+            cache_savings=cache_savings,
+            fixed_credits=fixed_credits,
+            total=total,
+            resolved_model=resolved,
+            plan_id=plan_id,
+            breakdown={
+                "model": metrics.model or "",
+                "input_tokens": metrics.input_tokens,
+                "output_tokens": metrics.output_tokens,
+                "tool_count": metrics.tool_count,
+            },
+        )
+
+    def calculate_batch(self, metrics_list: Iterable[UsageMetrics | Mapping[str, Any]]) -> list[CostBreakdown]:
+        """The exact cost of each usage, in order; the first that has no price raises as `calculate` does."""
+        return [self.calculate(metrics) for metrics in metrics_list]
+
+    def _variables(self, metrics: UsageMetrics) -> dict[str, Decimal]:
+        further = metrics.model_extra or {}
+        for name in sorted(further):
+            if name not in self._config.metrics:
+                known = (*UsageMetrics.model_fields, *self._config.metrics)
+                hint = _hint(name, known, "The config's metrics name what formulas may use besides the usual.")
+                raise UnknownMetricError(f"unknown metric '{name[:100]}'", hint=hint)
+        counts = {name: Decimal(getattr(metrics, name)) for name in COUNTS}
+        return self._config.metrics | counts | further | {"tool_calls": Decimal(metrics.tool_count)}
+
+    def _calls(self, metrics: UsageMetrics) -> Iterable[tuple[str, int]]:
+        """Tools with a formula of their own and their calls, then `_default` with all others; none without calls."""
+        if not metrics.tool_calls:
+            return
+        others = metrics.tool_count
+        for name, calls in sorted(Counter(metrics.tool_names).items()):
+            if name in self._tools and name != DEFAULT:
+                others -= calls
+                yield name, calls
+        if others and DEFAULT in self._tools:
+            yield DEFAULT, others
+
+    def _fixed_credits(self, job: str) -> Decimal:
+        if job not in self._config.fixed:
+            hint = _hint(job, self._config.fixed, "Add it to the config's fixed.")
+            raise UnknownJobError(f"unknown job '{job}'", hint=hint)
+        return Decimal(self._config.fixed[job])
+
+
+def _resolve(name: str, models: Mapping[str, Any]) -> str | None:
+    if name in models:
+        return name
+    for end in range(len(name) - 1, 0, -1):
+        if name[end] in SEPARATORS and (prefix := name[:end]) in models and prefix != DEFAULT:
+            return prefix
+    return None
+
+
+def _model_price(metrics: UsageMetrics, models: Mapping[str, _Price]) -> tuple[str | None, _Price | None]:
+    name = metrics.model or ""
+    resolved = None if name in NO_MODEL else _resolve(name, models)
+    price = models.get(resolved or DEFAULT)
+    if price is None and name not in NO_MODEL:
+        hint = _hint(name, models, "Add it to the config's models, or price _default.")
+        raise UnknownModelError(f"unknown model '{name}'", hint=hint)
+    if price is None and any(getattr(metrics, token) for token in TOKENS):
+        raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
+    return resolved, price
+
+
+def _sum(values: Iterable[Decimal]) -> Decimal:
+    total = ZERO
+    for value in values:
+        total = add(total, value)
+    return total
+
+
+def _at_least_zero(value: Decimal) -> Decimal:
+    return value if value > 0 else ZERO
+
+
+def _usage(data: Mapping[str, Any]) -> UsageMetrics:
+    try:
+        return UsageMetrics.model_validate(dict(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, first["loc"]))
+        raise InvalidArgumentError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _hint(name: str, known: Iterable[str], otherwise: str) -> str:
+    suggestion = nearest(name, known)
+    return f"did you mean {suggestion}?" if suggestion else otherwise

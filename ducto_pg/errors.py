@@ -1,0 +1,279 @@
+"""Every way in which ducto_pg says no.
+
+A *refusal* is an answer whose `error` is set: nothing was written, and the caller may go on. `.or_raise()` turns it
+into the exception of `REFUSALS`. *Misuse* is raised, by the database with a SQLSTATE (`SQLSTATES`) or by Python
+itself.
+"""
+
+from typing import Any, ClassVar
+
+
+class DuctoError(Exception):
+    """Base of all errors of this package.
+
+    `code` is the refusal (`insufficient_credits`) or the SQLSTATE (`DU003`); `detail` and `hint` are the database's,
+    and None where there is none; `result` is the answer that carried a refusal.
+    """
+
+    default_code: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+        result: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.detail = detail
+        self.hint = hint
+        self.result = result
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(DuctoError, ValueError):
+    """A pricing config that cannot be used.
+
+    `path` is where in the config (`plans.pro.rate_overrides.gpt-4o`), `position` the first faulty character of the
+    text there, counted from 0 (None where the fault is not in a text), `suggestion` the nearest known name for a
+    misspelt one.
+    """
+
+    default_code = "config_error"
+
+    def __init__(
+        self, message: str = "", *, path: str = "", position: int | None = None, suggestion: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.position = position
+        self.suggestion = suggestion
+        self.hint = f"did you mean {suggestion}?" if suggestion else None
+
+    def __str__(self) -> str:
+        where = f"{self.path}: " if self.path else ""
+        position = f" at position {self.position}" if self.position is not None else ""
+        suggestion = f"; {self.hint}" if self.hint else ""
+        return f"{where}{self.message}{position}{suggestion}"
+
+
+class ExpressionError(ConfigError):
+    """A formula that is not in the language; `path` is filled in when it is part of a config."""
+
+    default_code = "expression_error"
+
+
+class InvalidArgumentError(DuctoError, ValueError):
+    """An argument, a usage or an id that no call accepts (22023)."""
+
+    default_code = "22023"
+
+
+class OutOfRangeError(DuctoError):
+    """A cost or an amount beyond bigint (22003)."""
+
+    default_code = "22003"
+
+
+class PricingNotLoadedError(DuctoError):
+    """No pricing version is active yet (DU001)."""
+
+    default_code = "DU001"
+
+
+class UnknownVersionError(DuctoError):
+    """No such pricing version (DU002)."""
+
+    default_code = "DU002"
+
+
+class UnknownModelError(DuctoError, ValueError):
+    """No price for this model, and no `_default` (DU003)."""
+
+    default_code = "DU003"
+
+
+class UnknownJobError(DuctoError, ValueError):
+    """No fixed price for this job (DU004)."""
+
+    default_code = "DU004"
+
+
+class UnknownMetricError(DuctoError, ValueError):
+    """A usage key that neither the product nor the config knows (DU005)."""
+
+    default_code = "DU005"
+
+
+class FormulaError(DuctoError, ArithmeticError):
+    """A division by zero in a formula that was evaluated; the message names the formula (DU006)."""
+
+    default_code = "DU006"
+
+
+class LedgerImmutableError(DuctoError):
+    """Somebody tried to change or delete a ledger row (DU007)."""
+
+    default_code = "DU007"
+
+
+class ConcurrencyError(DuctoError):
+    """A serialization failure or a deadlock: nothing was written, try the transaction again (40001, 40P01)."""
+
+    default_code = "40001"
+
+
+class RefusedError(DuctoError):
+    """Base of the refusals: nothing was written, and the transaction stays usable."""
+
+
+class InsufficientCreditsError(RefusedError):
+    """Balance, allowance and credit limit do not admit the amount."""
+
+    default_code = "insufficient_credits"
+
+
+class AccountNotFoundError(RefusedError):
+    """The account was never opened."""
+
+    default_code = "account_not_found"
+
+
+class IsATeamError(RefusedError):
+    """A team's pool is charged by the team calls, for a member."""
+
+    default_code = "is_a_team"
+
+
+class SpendCapExceededError(RefusedError):
+    """A `deny` cap of the account has no room for the amount."""
+
+    default_code = "spend_cap_exceeded"
+
+
+class ReservationNotFoundError(RefusedError):
+    """No such hold on this account."""
+
+    default_code = "reservation_not_found"
+
+
+class ReservationNotActiveError(RefusedError):
+    """The hold has ended or expired."""
+
+    default_code = "reservation_not_active"
+
+
+class TransactionNotFoundError(RefusedError):
+    """No such ledger entry on this account."""
+
+    default_code = "transaction_not_found"
+
+
+class NotRefundableError(RefusedError):
+    """Only a charge that took something can be refunded."""
+
+    default_code = "not_refundable"
+
+
+class AlreadyRefundedError(RefusedError):
+    """The charge has been given back in full."""
+
+    default_code = "already_refunded"
+
+
+class RefundExceedsOriginalError(RefusedError):
+    """More than is left of the charge."""
+
+    default_code = "refund_exceeds_original"
+
+
+class ExceedsGrantError(RefusedError):
+    """More than is left of the grant."""
+
+    default_code = "exceeds_grant"
+
+
+class PlanNotFoundError(RefusedError):
+    """No such plan in the active version."""
+
+    default_code = "plan_not_found"
+
+
+class CapNotFoundError(RefusedError):
+    """No such cap on this account."""
+
+    default_code = "cap_not_found"
+
+
+class TeamExistsError(RefusedError):
+    """The id is taken, by a team or a user."""
+
+    default_code = "team_exists"
+
+
+class TeamNotFoundError(RefusedError):
+    """No such team."""
+
+    default_code = "team_not_found"
+
+
+class NotAMemberError(RefusedError):
+    """The user is not, or no longer, a member of the team."""
+
+    default_code = "not_a_member"
+
+
+class MemberCapExceededError(RefusedError):
+    """The member's spend cap has no room for the amount."""
+
+    default_code = "member_cap_exceeded"
+
+
+class IdempotencyConflictError(RefusedError):
+    """The key belongs to another request."""
+
+    default_code = "idempotency_conflict"
+
+
+SQLSTATES: dict[str, type[DuctoError]] = {
+    "22023": InvalidArgumentError,
+    "22003": OutOfRangeError,
+    "DU001": PricingNotLoadedError,
+    "DU002": UnknownVersionError,
+    "DU003": UnknownModelError,
+    "DU004": UnknownJobError,
+    "DU005": UnknownMetricError,
+    "DU006": FormulaError,
+    "DU007": LedgerImmutableError,
+    "40001": ConcurrencyError,
+    "40P01": ConcurrencyError,
+}
+
+REFUSALS: dict[str, type[DuctoError]] = {
+    **{refusal.default_code: refusal for refusal in RefusedError.__subclasses__()},
+    "invalid_argument": InvalidArgumentError,
+    "unknown_model": UnknownModelError,
+    "unknown_job": UnknownJobError,
+    "unknown_metric": UnknownMetricError,
+    "formula_error": FormulaError,
+    "out_of_range": OutOfRangeError,
+}
+
+
+def from_sqlstate(
+    sqlstate: str | None, message: str, detail: str | None = None, hint: str | None = None
+) -> DuctoError | None:
+    """The exception for an error the database raised, or None where the SQLSTATE is not one of ours."""
+    kind = SQLSTATES.get(sqlstate or "")
+    return kind(message, code=sqlstate, detail=detail, hint=hint) if kind else None
+
+
+def from_refusal(code: str, result: Any = None) -> DuctoError:
+    """The exception for a refusal; one that this version does not know yet is a plain `RefusedError`."""
+    return REFUSALS.get(code, RefusedError)(code, code=code, result=result)

@@ -1,0 +1,297 @@
+-- The memory of ducto_pg: every table, and the types that its functions exchange.
+--
+-- An account is one row, locked by whoever changes anything of it. What happened to it is the append-only
+-- ledger `transactions`, ordered by the account's own sequence. A hold (`reservations`) claims credits without
+-- moving them. Everything about one account carries the account's id, in every key, so that the tables can be
+-- distributed by account. Foreign keys to accounts are left out where a charge would pay for them:
+-- every writer holds the account's row lock, accounts are never deleted, and verify_ledger() looks for orphans.
+--
+-- Three schemas: `ducto` holds the RPCs and the types of their answers, `ducto_private` everything else and is
+-- never granted, `ducto_read` the views for the owner's own joins.
+
+
+comment on schema ducto is 'Credit billing: the RPCs and the types of their answers. No tables.';
+comment on schema ducto_private is 'Credit billing: tables, helpers and compiled prices. Never granted, never exposed.';
+comment on schema ducto_read is 'Credit billing: read-only views for joins with one''s own tables.';
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Pricing
+
+create table ducto_private.pricing_versions (
+  version integer primary key check (version > 0),
+  id uuid not null unique default gen_random_uuid(),
+  label text check (char_length(label) <= 255),
+  config jsonb not null,
+  price_function text not null,
+  created_at timestamptz not null,
+  created_by text not null
+);
+
+create table ducto_private.activations (
+  activation_id bigint generated always as identity primary key,
+  version integer not null references ducto_private.pricing_versions,
+  from_version integer references ducto_private.pricing_versions,
+  activated_at timestamptz not null,
+  activated_by text not null,
+  role_set text not null
+);
+create index activations_version on ducto_private.activations (version);
+create index activations_from_version on ducto_private.activations (from_version);
+
+create table ducto_private.plans (
+  version integer not null references ducto_private.pricing_versions,
+  plan_id text collate "C" not null check (char_length(plan_id) between 1 and 255),
+  name text not null,
+  free_allowance bigint not null check (free_allowance >= 0),
+  features jsonb not null check (jsonb_typeof(features) = 'object'),
+  override_function text,
+  primary key (plan_id, version)
+);
+create index plans_version on ducto_private.plans (version);
+
+-- What the dispatcher answers: the price of a usage and all that a charge needs of the config, of one version.
+create type ducto_private.quote as (
+  version integer,
+  plan_id text,
+  resolved_model text,
+  model_credits numeric,
+  tool_credits numeric,
+  search_credits numeric,
+  cache_savings numeric,
+  fixed_credits numeric,
+  cost numeric,
+  min_balance bigint,
+  rounding text,
+  overrun text,
+  low_balance bigint,
+  signup_bonus bigint,
+  default_plan text,
+  timezone text,
+  plan_name text,
+  free_allowance bigint
+);
+
+create type ducto_private.model_price as (
+  resolved text,
+  credits numeric
+);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Accounts and their ledger
+
+-- Accounts and transactions carry no CHECK: PostgreSQL parses each one again in every statement that writes a row, which
+-- cost a charge a fifth of its time. One function writes both tables (ducto_private.post), and verify_ledger() looks.
+create table ducto_private.accounts (
+  balance bigint not null,
+  held bigint not null,
+  credit_limit bigint not null,
+  lifetime_purchased bigint not null,
+  seq bigint not null,
+  revision bigint not null,
+  allowance_used bigint not null,
+  opened_at timestamptz not null,
+  changed_at timestamptz not null,
+  allowance_start timestamptz,
+  allowance_end timestamptz,
+  holds_due_at timestamptz,
+  lots_due_at timestamptz,
+  holds integer not null,
+  lots integer not null,
+  caps integer not null,
+  account_id text collate "C" primary key,
+  kind text not null,
+  carry numeric not null,
+  plan_id text,
+  name text
+) with (fillfactor = 60);
+
+comment on column ducto_private.accounts.kind is 'user or team.';
+comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
+comment on column ducto_private.accounts.held is 'Sum of the open holds counted by holds; some of them may be past holds_due_at.';
+comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
+comment on column ducto_private.accounts.lots_due_at is 'No lot expires before this; not always the exact minimum.';
+
+create table ducto_private.transactions (
+  transaction_id uuid not null,
+  seq bigint not null,
+  amount bigint not null,
+  balance_after bigint not null,
+  revision bigint not null,
+  created_at timestamptz not null,
+  writer xid8 not null,
+  pricing_version integer,
+  account_id text collate "C" not null,
+  type text not null,
+  carry_after numeric not null,
+  cost numeric,
+  rounding text,
+  model text,
+  resolved_model text,
+  plan_id text,
+  usage jsonb,
+  metadata jsonb,
+  idempotency_key text collate "C",
+  fingerprint bigint,
+  reservation_id uuid,
+  refers_to uuid,
+  actor_id text collate "C",
+  allowance_used bigint not null,
+  allowance_lapsed bigint not null,
+  shortfall bigint not null,
+  lifetime_purchased bigint,
+  warnings text[],
+  expires_at timestamptz,
+  paid_amount numeric,
+  paid_currency text,
+  reference text,
+  reason text,
+  primary key (transaction_id, account_id),
+  unique (account_id, seq)
+);
+create unique index transactions_key on ducto_private.transactions (account_id, idempotency_key)
+  where idempotency_key is not null;
+create index transactions_refers_to on ducto_private.transactions (account_id, refers_to) where refers_to is not null;
+create index transactions_lifetime on ducto_private.transactions (account_id, seq) where lifetime_purchased is not null;
+create index transactions_created_at on ducto_private.transactions using brin (created_at);
+
+comment on column ducto_private.transactions.writer is 'The writing transaction, by which a rollup knows what can still appear before it.';
+comment on column ducto_private.transactions.fingerprint is 'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable.';
+comment on column ducto_private.transactions.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
+
+-- erase_user() may empty the free texts; nothing else of a row ever changes.
+create function ducto_private.refuse_change() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'UPDATE' then
+    old.metadata := null;
+    old.reason := null;
+    old.reference := null;
+    if new *= old then
+      return new;
+    end if;
+  end if;
+  raise exception 'the ledger is append-only: % of ducto_private.transactions is refused', lower(tg_op)
+    using errcode = 'DU007', hint = 'Correct a mistake by a row of its own: refund_credits, remove_credits or add_credits.';
+end
+$$;
+create trigger append_only before update or delete on ducto_private.transactions
+  for each row execute function ducto_private.refuse_change();
+create trigger append_only_truncate before truncate on ducto_private.transactions
+  for each statement execute function ducto_private.refuse_change();
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Holds
+
+create table ducto_private.reservations (
+  reservation_id uuid not null,
+  account_id text collate "C" not null references ducto_private.accounts,
+  actor_id text collate "C",
+  status text not null default 'active' check (status in ('active', 'expired', 'settled', 'released')),
+  held bigint not null check (held >= 0),
+  charged bigint not null default 0 check (charged >= 0),
+  created_at timestamptz not null,
+  expires_at timestamptz not null,
+  ended_at timestamptz,
+  min_balance bigint check (min_balance >= 0),
+  pricing_version integer not null,
+  plan_id text,
+  operation_type text not null,
+  model text,
+  resolved_model text,
+  metrics jsonb,
+  metadata jsonb,
+  idempotency_key text collate "C",
+  settled_by uuid,
+  primary key (reservation_id, account_id),
+  check ((status = 'active') = (ended_at is null)),
+  check (status = 'active' or held = 0)
+) with (fillfactor = 80);
+create index reservations_active on ducto_private.reservations (account_id) where status = 'active';
+create index reservations_account on ducto_private.reservations (account_id, created_at);
+
+create table ducto_private.hold_keys (
+  account_id text collate "C" not null,
+  idempotency_key text collate "C" not null check (char_length(idempotency_key) between 1 and 255),
+  fingerprint bigint not null,
+  reservation_id uuid not null,
+  amount bigint not null,
+  balance bigint not null,
+  reserved_total bigint not null,
+  revision bigint not null,
+  expires_at timestamptz not null,
+  warnings text[],
+  primary key (account_id, idempotency_key),
+  foreign key (reservation_id, account_id) references ducto_private.reservations
+);
+create index hold_keys_reservation on ducto_private.hold_keys (reservation_id, account_id);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Expiring credits, caps, teams, events: an account has rows here only where it uses them
+
+create table ducto_private.credit_lots (
+  lot_id uuid not null,
+  account_id text collate "C" not null references ducto_private.accounts,
+  transaction_id uuid not null,
+  amount bigint not null check (amount > 0),
+  remainder bigint not null check (remainder between 0 and amount),
+  expires_at timestamptz not null,
+  created_at timestamptz not null,
+  seq bigint not null,
+  primary key (lot_id, account_id)
+) with (fillfactor = 80);
+create index credit_lots_open on ducto_private.credit_lots (account_id, expires_at, seq) where remainder > 0;
+create index credit_lots_due on ducto_private.credit_lots (expires_at) where remainder > 0;
+create index credit_lots_transaction on ducto_private.credit_lots (transaction_id, account_id);
+
+create table ducto_private.lot_entries (
+  transaction_id uuid not null,
+  lot_id uuid not null,
+  account_id text collate "C" not null,
+  amount bigint not null check (amount <> 0),
+  primary key (transaction_id, lot_id, account_id),
+  foreign key (lot_id, account_id) references ducto_private.credit_lots
+);
+create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
+
+create table ducto_private.spend_caps (
+  account_id text collate "C" not null references ducto_private.accounts,
+  cap_type text not null check (cap_type in ('daily', 'monthly')),
+  model text collate "C" not null default '',
+  cap_limit bigint not null check (cap_limit >= 0),
+  action text not null check (action in ('deny', 'warn', 'notify')),
+  spent bigint not null default 0 check (spent >= 0),
+  window_date date not null,
+  told_date date,
+  primary key (account_id, cap_type, model)
+);
+comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
+comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
+
+create table ducto_private.team_members (
+  account_id text collate "C" not null references ducto_private.accounts,
+  user_id text collate "C" not null check (char_length(user_id) between 1 and 255),
+  role text not null default 'member',
+  spend_cap bigint check (spend_cap >= 0),
+  spend_cap_period text not null default 'lifetime' check (spend_cap_period in ('lifetime', 'daily', 'monthly')),
+  spent bigint not null default 0 check (spent >= 0),
+  window_date date,
+  total_spent bigint not null default 0 check (total_spent >= 0),
+  joined_at timestamptz not null,
+  left_at timestamptz,
+  primary key (account_id, user_id)
+);
+create index team_members_user on ducto_private.team_members (user_id);
+
+create table ducto_private.events (
+  event_id uuid not null,
+  account_id text collate "C" not null,
+  type text not null check (type in ('account_opened', 'plan_changed', 'low_balance', 'cap_warned', 'cap_reached',
+    'lot_expired', 'debt_begun')),
+  payload jsonb not null,
+  attempts integer not null default 0,
+  created_at timestamptz not null,
+  leased_until timestamptz,
+  primary key (event_id, account_id)
+);

@@ -1,0 +1,195 @@
+-- Clock, ids and the checks that stop bad input at the door.
+
+-- The one source of time. Tests replace it; only the owner can.
+create or replace function ducto_private.clock() returns timestamptz
+language sql volatile
+as $$ select clock_timestamp() $$;
+
+-- A time-ordered id (UUID version 7), so that index inserts stay at the right-hand edge.
+create or replace function ducto_private.new_id(p_now timestamptz) returns uuid
+language sql volatile
+as $$
+  select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+    placing substring(int8send((extract(epoch from p_now) * 1000)::bigint) from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid
+$$;
+
+-- An id as a caller gives it; null, which finds nothing, where it is none.
+create or replace function ducto_private.to_id(p_id text) returns uuid
+language sql immutable parallel safe
+as $$
+  select case when p_id ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_id::uuid end
+$$;
+
+create or replace function ducto_private.invalid(p_message text, p_hint text, p_detail text default null) returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using errcode = '22023', message = p_message, hint = p_hint, detail = coalesce(p_detail, '');
+end
+$$;
+
+-- What check_text() and check_usage() find nothing wrong with at first glance; inlined, because a charge asks it.
+create or replace function ducto_private.is_text(p_value text) returns boolean
+language sql immutable parallel safe
+as $$
+  select p_value is not null and char_length(p_value) between 1 and 255
+    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u00a0')
+$$;
+
+create or replace function ducto_private.is_plain_usage(p_usage jsonb) returns boolean
+language sql stable parallel safe
+as $$
+  select case when jsonb_typeof(p_usage) = 'object' and jsonb_typeof(p_usage -> 'model') = 'string'
+    and not p_usage ? 'fixed_job' and pg_column_size(p_usage) <= 16384
+    then char_length(p_usage ->> 'model') <= 255
+      and not (p_usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)'
+    else false end
+$$;
+
+create or replace function ducto_private.check_text(p_value text, p_argument text) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not ducto_private.is_text(p_value) then
+    perform ducto_private.invalid(
+      format('%s must be a text of 1 to 255 characters without blanks at its ends', p_argument),
+      case when p_value is null then 'It is null: pass the id that your application uses.'
+        else 'Ids are opaque and compared byte by byte: trim or shorten it in the caller.' end,
+      left(p_value, 100));
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_key(p_key text) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if char_length(p_key) not between 1 and 255 or btrim(p_key, E' \t\n\r\f\u000b\u00a0') = '' then
+    perform ducto_private.invalid('p_idempotency_key must have 1 to 255 characters, not all blank',
+      'Use a request id of your own, or null for a call that is never repeated.', left(p_key, 100));
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_metadata(p_metadata jsonb) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if jsonb_typeof(p_metadata) <> 'object' then
+    perform ducto_private.invalid(format('p_metadata must be a JSON object, not %s', jsonb_typeof(p_metadata)),
+      'Wrap it: {"value": …}.');
+  elsif pg_column_size(p_metadata) > 16384 then
+    perform ducto_private.invalid(format('p_metadata has %s bytes; at most 16384 are kept with a row', pg_column_size(p_metadata)),
+      'Keep large values in a table of your own and their id here.');
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_short(p_value text, p_argument text) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if char_length(p_value) > 255 then
+    perform ducto_private.invalid(format('%s has %s characters; at most 255 are kept', p_argument, char_length(p_value)),
+      'Shorten it in the caller.', left(p_value, 100));
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_amount(p_amount bigint, p_least bigint, p_argument text default 'p_amount') returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_amount is null or p_amount < p_least then
+    perform ducto_private.invalid(format('%s must be at least %s, not %s', p_argument, p_least, coalesce(p_amount::text, 'null')),
+      'Amounts are whole credits; the call says which way they go.');
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_limit(p_limit integer) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_limit not between 1 and 1000 then
+    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), 'Read page by page with p_before.');
+  end if;
+end
+$$;
+
+-- Usage as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
+create or replace function ducto_private.check_usage(p_usage jsonb) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key text;
+  v_value jsonb;
+  v_number numeric;
+begin
+  if jsonb_typeof(p_usage) is distinct from 'object' then
+    perform ducto_private.invalid(format('p_metrics must be a JSON object, not %s', coalesce(jsonb_typeof(p_usage), 'null')),
+      'Pass the usage, e.g. {"model": "gpt-4o", "input_tokens": 1200, "output_tokens": 300}.');
+  elsif pg_column_size(p_usage) > 16384 then
+    perform ducto_private.invalid(format('p_metrics has %s bytes; at most 16384 are kept with a charge', pg_column_size(p_usage)),
+      'Count tools instead of listing very many.');
+  end if;
+  if p_usage ? 'tool_calls' and jsonb_typeof(p_usage -> 'tool_calls') <> 'number' then
+    if jsonb_typeof(p_usage -> 'tool_calls') <> 'array' or exists (
+      select from jsonb_array_elements(p_usage -> 'tool_calls') as c (value)
+      where case jsonb_typeof(c.value)
+        when 'string' then char_length(c.value #>> '{}') not between 1 and 255
+        when 'object' then jsonb_typeof(c.value -> 'name') is distinct from 'string'
+          or char_length(c.value ->> 'name') not between 1 and 255
+        else true end)
+    then
+      perform ducto_private.invalid('p_metrics: tool_calls must be a count, or a list of names or of {"name": …}',
+        'A name has 1 to 255 characters.', left((p_usage -> 'tool_calls')::text, 200));
+    end if;
+    v_value := p_usage - '{model,fixed_job,tool_calls}'::text[];
+  else
+    v_value := p_usage - '{model,fixed_job}'::text[];
+  end if;
+  if v_value @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)' then
+    for v_key, v_value in
+      select e.key, e.value from jsonb_each(v_value) as e
+    loop
+      if jsonb_typeof(v_value) <> 'number' then
+        perform ducto_private.invalid(format('p_metrics: %s must be a number, not %s', v_key, jsonb_typeof(v_value)),
+          'Leave out what was not used; quote no numbers.', left(v_value::text, 100));
+      end if;
+      v_number := v_value::numeric;
+      if v_number < 0 or v_number >= 1000000000000000 then
+        perform ducto_private.invalid(format('p_metrics: %s must be at least 0 and below 10^15', v_key),
+          'Counts are never negative; a refund is a call of its own.', left(v_value::text, 100));
+      elsif v_number <> floor(v_number) and v_key in ('input_tokens', 'output_tokens', 'cache_read_tokens', 'cache_write_tokens',
+        'tool_calls', 'search_queries', 'search_results', 'web_search_calls', 'code_exec_calls')
+      then
+        perform ducto_private.invalid(format('p_metrics: %s must be whole', v_key),
+          'Fractions belong into a metric of the config''s own.', left(v_value::text, 100));
+      elsif v_number <> round(v_number, 12) then
+        perform ducto_private.invalid(format('p_metrics: %s has more than 12 decimals', v_key),
+          'Round it in the caller.', left(v_value::text, 100));
+      end if;
+    end loop;
+  end if;
+  if p_usage ? 'model' and jsonb_typeof(p_usage -> 'model') not in ('string', 'null') then
+    perform ducto_private.invalid(format('p_metrics: model must be a text, not %s', jsonb_typeof(p_usage -> 'model')),
+      'Give the model''s name, or leave it out.');
+  elsif char_length(p_usage ->> 'model') > 255 then
+    perform ducto_private.invalid('p_metrics: model has more than 255 characters', 'Give the model''s name.', left(p_usage ->> 'model', 100));
+  elsif p_usage ? 'fixed_job' and (jsonb_typeof(p_usage -> 'fixed_job') not in ('string', 'null')
+    or char_length(p_usage ->> 'fixed_job') not between 1 and 255)
+  then
+    perform ducto_private.invalid('p_metrics: fixed_job must be the name of a job', 'Leave it out where no job was done.',
+      left((p_usage -> 'fixed_job')::text, 100));
+  end if;
+end
+$$;

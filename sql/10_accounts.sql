@@ -1,0 +1,280 @@
+-- Accounts: opening, the one writer of balances, credits in and out, and reading the ledger.
+--
+-- A call decides on row variables under the account's lock and writes last, so that a refusal needs no rollback.
+-- post() is the only text that inserts into the ledger or changes an account.
+
+-- Saves what a call changed of an account where no ledger row tells it: holds, limits, plans.
+create or replace function ducto_private.save(p_account ducto_private.accounts, p_now timestamptz) returns void
+language plpgsql volatile
+as $$
+begin
+  update ducto_private.accounts as a
+  set held = p_account.held,
+    credit_limit = p_account.credit_limit,
+    revision = p_account.revision + 1,
+    allowance_used = p_account.allowance_used,
+    changed_at = p_now,
+    allowance_start = p_account.allowance_start,
+    allowance_end = p_account.allowance_end,
+    holds_due_at = p_account.holds_due_at,
+    holds = p_account.holds,
+    caps = p_account.caps,
+    plan_id = p_account.plan_id
+  where a.account_id = p_account.account_id;
+end
+$$;
+
+-- Writes a row into the ledger of p_account, and the account with it. It returns the row's id; its place in the order is
+-- p_account.seq + 1, its revision p_account.revision + 1.
+create or replace function ducto_private.post(
+  p_account ducto_private.accounts,
+  p_now timestamptz,
+  p_type text,
+  p_amount bigint,
+  p_key text default null,
+  p_fingerprint bigint default null,
+  p_metadata jsonb default null,
+  p_cost numeric default null,
+  p_rounding text default null,
+  p_model text default null,
+  p_resolved_model text default null,
+  p_usage jsonb default null,
+  p_pricing_version integer default null,
+  p_plan_id text default null,
+  p_reservation_id uuid default null,
+  p_refers_to uuid default null,
+  p_actor_id text default null,
+  p_allowance_used bigint default 0,
+  p_allowance_lapsed bigint default 0,
+  p_shortfall bigint default 0,
+  p_warnings text[] default null,
+  p_lifetime_purchased bigint default null,
+  p_expires_at timestamptz default null,
+  p_paid_amount numeric default null,
+  p_paid_currency text default null,
+  p_reference text default null,
+  p_reason text default null)
+returns uuid
+language plpgsql volatile
+as $$
+declare
+  v_id uuid := ducto_private.new_id(p_now);
+begin
+  update ducto_private.accounts as a
+  set balance = p_account.balance + p_amount,
+    held = p_account.held,
+    lifetime_purchased = p_account.lifetime_purchased,
+    seq = p_account.seq + 1,
+    revision = p_account.revision + 1,
+    allowance_used = p_account.allowance_used,
+    changed_at = p_now,
+    allowance_start = p_account.allowance_start,
+    allowance_end = p_account.allowance_end,
+    holds_due_at = p_account.holds_due_at,
+    lots_due_at = p_account.lots_due_at,
+    holds = p_account.holds,
+    lots = p_account.lots,
+    carry = p_account.carry
+  where a.account_id = p_account.account_id;
+  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, revision, created_at, writer, pricing_version,
+    account_id, type, carry_after, cost, rounding, model, resolved_model, plan_id, usage, metadata, idempotency_key, fingerprint,
+    reservation_id, refers_to, actor_id, allowance_used, allowance_lapsed, shortfall, lifetime_purchased, warnings, expires_at,
+    paid_amount, paid_currency, reference, reason)
+  values (v_id, p_account.seq + 1, p_amount, p_account.balance + p_amount, p_account.revision + 1, p_now,
+    pg_current_xact_id(), p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_rounding, p_model,
+    p_resolved_model, p_plan_id, p_usage, p_metadata, p_key, p_fingerprint, p_reservation_id, p_refers_to, p_actor_id,
+    p_allowance_used, p_allowance_lapsed, p_shortfall, p_lifetime_purchased, p_warnings, p_expires_at, p_paid_amount,
+    p_paid_currency, p_reference, p_reason);
+  return v_id;
+end
+$$;
+
+create or replace function ducto_private.check_balance(p_account ducto_private.accounts, p_change numeric) returns void
+language plpgsql immutable
+as $$
+begin
+  if p_account.balance + p_change not between -9223372036854775807 and 9223372036854775807 then
+    raise exception 'the balance of account % would be out of range', p_account.account_id
+      using errcode = '22003', hint = 'A balance lies within 9223372036854775807 credits either side of zero.';
+  end if;
+end
+$$;
+
+-- An account as it would open now, on the default plan and with its bonus; where no version is active, with neither.
+create or replace function ducto_private.unopened(p_account_id text, p_terms ducto_private.quote) returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_now timestamptz := ducto_private.clock();
+  v_account ducto_private.accounts;
+begin
+  v_account.account_id := p_account_id;
+  v_account.kind := 'user';
+  v_account.plan_id := p_terms.default_plan;
+  v_account.balance := coalesce(p_terms.signup_bonus, 0);
+  v_account.held := 0;
+  v_account.credit_limit := 0;
+  v_account.lifetime_purchased := 0;
+  v_account.seq := 0;
+  v_account.revision := 0;
+  v_account.allowance_used := 0;
+  v_account.holds := 0;
+  v_account.lots := 0;
+  v_account.caps := 0;
+  v_account.carry := 0;
+  v_account.opened_at := v_now;
+  v_account.changed_at := v_now;
+  return v_account;
+end
+$$;
+
+-- The account that a hold or a charge of an unknown user would open; null where the config opens none.
+create or replace function ducto_private.would_open(p_account_id text) returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_terms ducto_private.quote := ducto_private.quote(null, null, null, null, true);
+begin
+  if v_terms.default_plan is null and v_terms.signup_bonus = 0 then
+    return null;
+  end if;
+  return ducto_private.unopened(p_account_id, v_terms);
+end
+$$;
+
+-- Inserts an account and its signup bonus. Null if another session was first: then begin again.
+create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_terms ducto_private.quote)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+begin
+  p_account.balance := 0;
+  insert into ducto_private.accounts
+  values (p_account.*)
+  on conflict do nothing;
+  if not found then
+    return null;
+  end if;
+  if p_terms.signup_bonus > 0 then
+    perform ducto_private.post(p_account, p_account.opened_at, 'signup_bonus', p_terms.signup_bonus,
+      p_pricing_version => p_terms.version, p_lifetime_purchased => 0);
+    p_account.balance := p_terms.signup_bonus;
+    p_account.seq := 1;
+    p_account.revision := 1;
+  end if;
+  return p_account;
+end
+$$;
+
+-- Locks an account, opening it first where it is unknown: for the calls that may open one.
+create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_terms ducto_private.quote;
+begin
+  loop
+    select a.*
+    into v_account
+    from ducto_private.accounts as a
+    where a.account_id = p_account_id
+    for no key update;
+    if found then
+      return v_account;
+    end if;
+    if ducto_private.active_version() is not null then
+      v_terms := ducto_private.quote(null, null, null, null, true);
+    end if;
+    v_account := ducto_private.open_account(ducto_private.unopened(p_account_id, v_terms), v_terms);
+    if v_account.account_id is not null then
+      return v_account;
+    end if;
+  end loop;
+end
+$$;
+
+-- The start and end of the local month in which p_now lies: the set of instants with that local month, also where
+-- midnight happens twice or never.
+create or replace function ducto_private.first_instant(p_local timestamp, p_zone text) returns timestamptz
+language sql stable
+as $$
+  select min(c.at)
+  from (
+    select (p_local at time zone p_zone) - o.shift as at
+    from (values (interval '0'), (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
+  ) as c
+  where c.at at time zone p_zone >= p_local
+$$;
+
+-- An account with the allowance period of p_now begun.
+create or replace function ducto_private.roll_allowance(p_account ducto_private.accounts, p_now timestamptz, p_zone text)
+returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_month timestamp;
+begin
+  if p_account.allowance_end is null or p_now >= p_account.allowance_end then
+    v_month := date_trunc('month', p_now at time zone p_zone);
+    p_account.allowance_start := ducto_private.first_instant(v_month, p_zone);
+    p_account.allowance_end := ducto_private.first_instant(v_month + interval '1 month', p_zone);
+    p_account.allowance_used := 0;
+  end if;
+  return p_account;
+end
+$$;
+
+-- Whether something of an account expired by p_now that its row still counts.
+create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
+language sql immutable
+as $$ select p_account.holds > 0 and p_account.holds_due_at <= p_now $$;
+
+-- An account as it stands at p_now, what has expired dropped. Whoever then saves it calls write_expiry() first.
+create or replace function ducto_private.drop_expired(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql stable
+as $$
+begin
+  select coalesce(sum(r.held), 0), count(*), min(r.expires_at)
+  into p_account.held, p_account.holds, p_account.holds_due_at
+  from ducto_private.reservations as r
+  where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now;
+  return p_account;
+end
+$$;
+
+-- Records what drop_expired() dropped.
+create or replace function ducto_private.write_expiry(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+begin
+  update ducto_private.reservations as r
+  set status = 'expired', held = 0, ended_at = r.expires_at
+  where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at <= p_now;
+  return p_account;
+end
+$$;
+
+-- What a plan's allowance of the current period still pays.
+create or replace function ducto_private.allowance_left(p_account ducto_private.accounts, p_terms ducto_private.quote)
+returns bigint
+language sql immutable
+as $$ select case when p_account.plan_id is null then 0 else greatest(0, p_terms.free_allowance - p_account.allowance_used) end $$;
+
+-- The least balance that a hold or a charge must leave: min_balance (of teams none) less the credit limit.
+create or replace function ducto_private.floor_of(p_account ducto_private.accounts, p_min_balance bigint) returns bigint
+language sql immutable
+as $$ select case p_account.kind when 'team' then 0 else coalesce(p_min_balance, 0) end - p_account.credit_limit $$;
+
+-- The rule of admission for holds, and for charges without one: p_amount, together with the other holds and after the
+-- allowance, must leave the balance at its floor. Numeric, because the sum may pass bigint where the answer is no.
+create or replace function ducto_private.admits(
+  p_account ducto_private.accounts, p_amount bigint, p_left bigint, p_floor bigint) returns boolean
+language sql immutable
+as $$
+  select p_amount = 0
+    or p_account.held::numeric + p_amount - p_left <= 0
+    or p_account.balance - (p_account.held::numeric + p_amount - p_left) >= p_floor
+$$;

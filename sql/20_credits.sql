@@ -1,0 +1,283 @@
+-- Credits in and out, apart from charges: grants, removals, limits, and what an account has.
+
+create or replace function ducto_private.credits_answer(p_row ducto_private.transactions, p_idempotent boolean)
+returns ducto.add_credits_result
+language sql immutable
+as $$
+  select row(p_row.transaction_id, p_row.account_id, p_row.amount, p_row.balance_after, p_row.lifetime_purchased, p_idempotent,
+    p_row.revision, null)::ducto.add_credits_result
+$$;
+
+create or replace function ducto_private.credits_refusal(p_error text, p_account ducto_private.accounts)
+returns ducto.add_credits_result
+language sql immutable
+as $$
+  select row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.lifetime_purchased, 0), false,
+    coalesce(p_account.revision, 0), p_error)::ducto.add_credits_result
+$$;
+
+create or replace function ducto.add_credits(
+  p_user_id text,
+  p_amount bigint,
+  p_type text default 'adjustment',
+  p_metadata jsonb default null,
+  p_expires_at timestamptz default null,
+  p_idempotency_key text default null,
+  p_paid_amount numeric default null,
+  p_paid_currency text default null,
+  p_reference text default null)
+returns ducto.add_credits_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_type text := coalesce(p_type, 'adjustment');
+  v_fingerprint bigint;
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+  v_id uuid;
+  v_row ducto_private.transactions;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_amount, 1);
+  perform ducto_private.check_metadata(p_metadata);
+  perform ducto_private.check_key(p_idempotency_key);
+  perform ducto_private.check_short(p_paid_currency, 'p_paid_currency');
+  perform ducto_private.check_short(p_reference, 'p_reference');
+  if v_type not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment') then
+    perform ducto_private.invalid(format('p_type: %s is no kind of grant', left(v_type, 100)),
+      'Use purchase, subscription, signup_bonus, promotion or adjustment.');
+  elsif p_paid_amount < 0 or p_paid_amount = 'NaN' or p_paid_amount >= 1e30 then
+    perform ducto_private.invalid('p_paid_amount must be at least 0 and below 10^30',
+      'Give the money paid for the credits; take credits back with remove_credits.');
+  elsif p_expires_at is not null then
+    perform ducto_private.invalid('p_expires_at is not supported yet', 'Add credits that do not expire.');
+  end if;
+  v_fingerprint := jsonb_hash_extended(jsonb_build_array('add_credits', p_amount, v_type, extract(epoch from p_expires_at)), 0);
+  v_account := ducto_private.lock_or_open(p_user_id);
+  select t.*
+  into v_row
+  from ducto_private.transactions as t
+  where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
+  if found then
+    if v_row.fingerprint is distinct from v_fingerprint then
+      return ducto_private.credits_refusal('idempotency_conflict', v_account);
+    end if;
+    return ducto_private.credits_answer(v_row, true);
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  if ducto_private.is_due(v_account, v_now) then
+    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+  end if;
+  if v_type = 'purchase' then
+    v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
+  end if;
+  perform ducto_private.check_balance(v_account, p_amount);
+  v_id := ducto_private.post(v_account, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_lifetime_purchased => v_account.lifetime_purchased, p_paid_amount => p_paid_amount, p_paid_currency => p_paid_currency,
+    p_reference => p_reference);
+  v_row := ducto_private.find_transaction(v_id::text, p_user_id);
+  return ducto_private.credits_answer(v_row, false);
+end
+$$;
+comment on function ducto.add_credits is
+  'Adds whole credits to an account, opening it if it is new. Only type purchase adds to lifetime_purchased.';
+
+create or replace function ducto.remove_credits(
+  p_user_id text,
+  p_amount bigint,
+  p_reason text default null,
+  p_transaction_id text default null,
+  p_metadata jsonb default null,
+  p_idempotency_key text default null)
+returns ducto.add_credits_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_fingerprint bigint;
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+  v_grant ducto_private.transactions;
+  v_gone numeric;
+  v_id uuid;
+  v_row ducto_private.transactions;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_amount, 1);
+  perform ducto_private.check_short(p_reason, 'p_reason');
+  perform ducto_private.check_metadata(p_metadata);
+  perform ducto_private.check_key(p_idempotency_key);
+  v_fingerprint := jsonb_hash_extended(jsonb_build_array('remove_credits', p_amount, lower(p_transaction_id)), 0);
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_user_id
+  for no key update;
+  if not found then
+    return ducto_private.credits_refusal('account_not_found', v_account);
+  end if;
+  select t.*
+  into v_row
+  from ducto_private.transactions as t
+  where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
+  if found then
+    if v_row.fingerprint is distinct from v_fingerprint then
+      return ducto_private.credits_refusal('idempotency_conflict', v_account);
+    end if;
+    return ducto_private.credits_answer(v_row, true);
+  end if;
+  if p_transaction_id is not null then
+    select t.*
+    into v_grant
+    from ducto_private.transactions as t
+    where t.transaction_id = ducto_private.to_id(p_transaction_id) and t.account_id = p_user_id
+      and t.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment');
+    if not found then
+      return ducto_private.credits_refusal('transaction_not_found', v_account);
+    end if;
+    select coalesce(-sum(t.amount), 0)
+    into v_gone
+    from ducto_private.transactions as t
+    where t.account_id = p_user_id and t.refers_to = v_grant.transaction_id and t.type in ('removal', 'expiry');
+    if v_gone + p_amount > v_grant.amount then
+      return ducto_private.credits_refusal('exceeds_grant', v_account);
+    end if;
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  if ducto_private.is_due(v_account, v_now) then
+    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+  end if;
+  if v_grant.type = 'purchase' then
+    v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
+  end if;
+  perform ducto_private.check_balance(v_account, -p_amount);
+  v_id := ducto_private.post(v_account, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_refers_to => v_grant.transaction_id, p_reason => p_reason, p_lifetime_purchased => v_account.lifetime_purchased);
+  v_row := ducto_private.find_transaction(v_id::text, p_user_id);
+  return ducto_private.credits_answer(v_row, false);
+end
+$$;
+comment on function ducto.remove_credits is
+  'Takes credits back: a mistyped grant, a payment refunded or disputed. May leave a debt; is not spend. With the grant''s transaction never more than the grant.';
+
+-- What a reader sees of an account now.
+create or replace function ducto_private.balance_of(p_user_id text) returns ducto.balance_result
+language plpgsql stable
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_terms ducto_private.quote;
+  v_now timestamptz;
+  v_left bigint;
+  v_floor bigint;
+begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_user_id;
+  if not found then
+    return row(p_user_id, 0, 0, 0, 0, 0, 0, null)::ducto.balance_result;
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  if ducto_private.is_due(v_account, v_now) then
+    v_account := ducto_private.drop_expired(v_account, v_now);
+  end if;
+  if ducto_private.active_version() is not null then
+    v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
+    if v_account.plan_id is not null then
+      v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
+    end if;
+  end if;
+  v_left := coalesce(ducto_private.allowance_left(v_account, v_terms), 0);
+  v_floor := ducto_private.floor_of(v_account, v_terms.min_balance);
+  return row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
+    least(9223372036854775807, greatest(0, v_left::numeric - v_account.held + greatest(0, v_account.balance::numeric - v_floor)))::bigint,
+    v_account.credit_limit, v_account.revision, null)::ducto.balance_result;
+end
+$$;
+
+create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_seq bigint;
+  v_answer ducto.balance_result;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  v_answer := ducto_private.balance_of(p_user_id);
+  if p_at is null then
+    return v_answer;
+  end if;
+  v_seq := ducto_private.seq_at(p_user_id, p_at);
+  select coalesce(max(t.balance_after), 0), null, null, coalesce((
+    select l.lifetime_purchased
+    from ducto_private.transactions as l
+    where l.account_id = p_user_id and l.lifetime_purchased is not null and l.seq <= v_seq
+    order by l.seq desc
+    limit 1), 0)
+  into v_answer.balance, v_answer.reserved, v_answer.available, v_answer.lifetime_purchased
+  from ducto_private.transactions as t
+  where t.account_id = p_user_id and t.seq = v_seq;
+  return v_answer;
+end
+$$;
+comment on function ducto.get_balance is
+  'An account''s balance, what holds claim of it, and the largest hold admitted now (caps apart); with p_at the balance at that time. Zeros for an unknown account.';
+
+create or replace function ducto.set_credit_limit(p_user_id text, p_limit bigint) returns ducto.balance_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_limit, 0, 'p_limit');
+  v_account := ducto_private.lock_or_open(p_user_id);
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  if ducto_private.is_due(v_account, v_now) then
+    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+  end if;
+  v_account.credit_limit := p_limit;
+  perform ducto_private.save(v_account, v_now);
+  return ducto_private.balance_of(p_user_id);
+end
+$$;
+comment on function ducto.set_credit_limit is 'How far below zero an account may go; 0 is the default. Opens the account if it is new.';
+
+-- The sequence number of an account's last row not after p_at, else 0: times never run backwards along the sequence.
+create or replace function ducto_private.seq_at(p_account_id text, p_at timestamptz) returns bigint
+language plpgsql stable
+as $$
+declare
+  v_low bigint := 0;
+  v_high bigint;
+  v_middle bigint;
+begin
+  select a.seq
+  into v_high
+  from ducto_private.accounts as a
+  where a.account_id = p_account_id;
+  v_high := coalesce(v_high, 0);
+  while v_low < v_high loop
+    v_middle := (v_low + v_high + 1) / 2;
+    if (
+      select t.created_at
+      from ducto_private.transactions as t
+      where t.account_id = p_account_id and t.seq = v_middle) <= p_at
+    then
+      v_low := v_middle;
+    else
+      v_high := v_middle - 1;
+    end if;
+  end loop;
+  return v_low;
+end
+$$;

@@ -1,0 +1,164 @@
+-- Reading the ledger.
+
+create or replace function ducto_private.transaction_answer(p_row ducto_private.transactions) returns ducto.transaction
+language sql immutable
+as $$
+  select row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
+    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, p_row.rounding, p_row.actor_id, p_row.model,
+    p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.reservation_id, p_row.refers_to,
+    p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
+    p_row.metadata, p_row.created_at, null)::ducto.transaction
+$$;
+
+create or replace function ducto_private.find_transaction(p_transaction_id text, p_user_id text)
+returns ducto_private.transactions
+language plpgsql stable
+as $$
+declare
+  v_id uuid := ducto_private.to_id(p_transaction_id);
+  v_row ducto_private.transactions;
+begin
+  select t.*
+  into v_row
+  from ducto_private.transactions as t
+  where t.transaction_id = v_id and (p_user_id is null or t.account_id = p_user_id);
+  return v_row;
+end
+$$;
+
+create or replace function ducto.get_transaction(p_transaction_id text, p_user_id text default null) returns ducto.transaction
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_row ducto_private.transactions;
+  v_refusal ducto.transaction;
+begin
+  v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
+  if v_row.transaction_id is null then
+    v_refusal.error := 'transaction_not_found';
+    v_refusal.amount := 0;
+    return v_refusal;
+  end if;
+  return ducto_private.transaction_answer(v_row);
+end
+$$;
+comment on function ducto.get_transaction is 'A row of the ledger by its id; with p_user_id only if it is of that account.';
+
+create or replace function ducto.list_transactions(
+  p_user_id text,
+  p_limit integer default 50,
+  p_before bigint default null,
+  p_type text default null,
+  p_from timestamptz default null,
+  p_to timestamptz default null)
+returns setof ducto.transaction
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_from bigint := 0;
+  v_to bigint := coalesce(p_before - 1, 9223372036854775807);
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_limit(coalesce(p_limit, 50));
+  if p_type not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment', 'usage', 'refund', 'expiry', 'removal')
+  then
+    perform ducto_private.invalid(format('p_type: %s is no kind of transaction', left(p_type, 100)),
+      'Use purchase, subscription, signup_bonus, promotion, adjustment, usage, refund, expiry or removal.');
+  elsif p_to < p_from then
+    perform ducto_private.invalid('p_to lies before p_from', 'A window is [p_from, p_to).');
+  end if;
+  if p_from is not null then
+    v_from := ducto_private.seq_at(p_user_id, p_from - interval '1 microsecond');
+  end if;
+  if p_to is not null then
+    v_to := least(v_to, ducto_private.seq_at(p_user_id, p_to - interval '1 microsecond'));
+  end if;
+  return query
+  select a.*
+  from ducto_private.transactions as t
+  cross join lateral ducto_private.transaction_answer(t) as a
+  where t.account_id = p_user_id
+    and t.seq > v_from
+    and t.seq <= v_to
+    and (p_type is null or t.type = p_type)
+  order by t.seq desc
+  limit coalesce(p_limit, 50);
+end
+$$;
+comment on function ducto.list_transactions is
+  'An account''s ledger, newest first; p_before is the last seq seen. p_from and p_to bound created_at: [p_from, p_to).';
+
+-- The formulas by which a usage was priced, as the config of that version has them.
+create or replace function ducto_private.formulas_of(p_row ducto_private.transactions) returns jsonb
+language plpgsql stable
+as $$
+declare
+  v_config jsonb;
+  v_terms ducto_private.plans;
+  v_overrides jsonb;
+begin
+  if p_row.usage is null then
+    return '{}';
+  end if;
+  select v.config
+  into v_config
+  from ducto_private.pricing_versions as v
+  where v.version = p_row.pricing_version;
+  if p_row.plan_id is not null then
+    v_terms := ducto_private.plan_terms(p_row.pricing_version, p_row.plan_id);
+    select v.config #> array['plans', p_row.plan_id, 'rate_overrides']
+    into v_overrides
+    from ducto_private.pricing_versions as v
+    where v.version = v_terms.version;
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'model', coalesce(v_overrides ->> p_row.resolved_model, v_config -> 'models' ->> p_row.resolved_model),
+    'tools', case when p_row.usage ? 'tool_calls' then v_config -> 'tools' end,
+    'search', v_config -> 'search' -> 'costs',
+    'cache', v_config -> 'cache' -> 'discount',
+    'fixed', v_config -> 'fixed' -> (p_row.usage ->> 'fixed_job')));
+end
+$$;
+
+create or replace function ducto.explain_transaction(p_transaction_id text, p_user_id text default null) returns ducto.explanation
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_row ducto_private.transactions;
+  v_quote ducto_private.quote;
+  v_parts jsonb := '{}';
+  v_answer ducto.explanation;
+begin
+  v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
+  if v_row.transaction_id is null then
+    v_answer.error := 'transaction_not_found';
+    return v_answer;
+  end if;
+  if v_row.usage is not null then
+    v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage,
+      case when v_row.usage - 'fixed_job' = '{}' and v_row.model is null and v_row.resolved_model is null
+        then v_row.usage ->> 'fixed_job' end,
+      v_row.plan_id, false);
+    v_parts := jsonb_build_object(
+      'model_credits', v_quote.model_credits,
+      'tool_credits', v_quote.tool_credits,
+      'search_credits', v_quote.search_credits,
+      'cache_savings', v_quote.cache_savings,
+      'fixed_credits', v_quote.fixed_credits);
+  end if;
+  return row(v_row.transaction_id, v_row.account_id, v_row.cost, coalesce((
+      select t.carry_after
+      from ducto_private.transactions as t
+      where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
+    v_row.carry_after, v_row.rounding, v_row.usage, v_row.pricing_version, v_row.plan_id, v_row.resolved_model,
+    ducto_private.formulas_of(v_row), v_parts, null)::ducto.explanation;
+end
+$$;
+comment on function ducto.explain_transaction is
+  'How a charge came to its cost: usage, version, plan, formulas, parts, and the carried fraction before and after.';

@@ -1,0 +1,162 @@
+-- The invariants of the ledger, asked of the data itself.
+
+create or replace function ducto.verify_ledger(p_account_id text default null) returns setof ducto.violation
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return query
+  with rows as (
+    select t.*,
+      lag(t.seq, 1, 0::bigint) over w as seq_before,
+      lag(t.balance_after, 1, 0::bigint) over w as balance_before,
+      lag(t.carry_after, 1, 0::numeric) over w as carry_before,
+      lag(t.created_at, 1, '-infinity'::timestamptz) over w as time_before,
+      lag(t.revision, 1, 0::bigint) over w as revision_before
+    from ducto_private.transactions as t
+    where p_account_id is null or t.account_id = p_account_id
+    window w as (partition by t.account_id order by t.seq)
+  ), totals as (
+    select r.account_id,
+      sum(r.amount) as amount,
+      count(*) as rows,
+      max(r.seq) as seq,
+      max(r.created_at) as last_at,
+      max(r.revision) as revision,
+      (array_agg(r.carry_after order by r.seq desc))[1] as carry,
+      coalesce(sum(r.amount) filter (where r.type = 'purchase'), 0) + coalesce(sum(r.amount) filter (where r.type = 'removal'
+        and exists (
+          select from ducto_private.transactions as g
+          where g.transaction_id = r.refers_to and g.account_id = r.account_id and g.type = 'purchase')), 0) as purchased
+    from rows as r
+    group by r.account_id
+  ), holds as (
+    select h.account_id, sum(h.held) as held, count(*) as holds, min(h.expires_at) as due_at
+    from ducto_private.reservations as h
+    where h.status = 'active' and (p_account_id is null or h.account_id = p_account_id)
+    group by h.account_id
+  ), accounts as (
+    select a.*, t.amount, t.rows, t.seq as last_seq, t.last_at, t.revision as last_revision, t.carry as last_carry, t.purchased,
+      coalesce(h.held, 0) as open_held, coalesce(h.holds, 0) as open_holds, h.due_at
+    from ducto_private.accounts as a
+    left join totals as t on t.account_id = a.account_id
+    left join holds as h on h.account_id = a.account_id
+    where p_account_id is null or a.account_id = p_account_id
+  ), found (account_id, invariant, expected, actual, detail) as (
+    select a.account_id, 'balance is the sum of the ledger', coalesce(a.amount, 0)::text, a.balance::text, null
+    from accounts as a
+    where a.balance <> coalesce(a.amount, 0)
+    union all
+    select a.account_id, 'the account''s seq is its number of rows', coalesce(a.rows, 0)::text, a.seq::text, null
+    from accounts as a
+    where a.seq <> coalesce(a.rows, 0) or a.seq <> coalesce(a.last_seq, 0)
+    union all
+    select a.account_id, 'carry is that of the last row', coalesce(a.last_carry, 0)::text, a.carry::text, null
+    from accounts as a
+    where a.carry <> coalesce(a.last_carry, 0)
+    union all
+    select a.account_id, 'the account was changed no earlier than its last row', a.last_at::text, a.changed_at::text, null
+    from accounts as a
+    where a.changed_at < a.last_at or a.revision < a.last_revision
+    union all
+    select a.account_id, 'lifetime_purchased is purchases less their removals', coalesce(a.purchased, 0)::text,
+      a.lifetime_purchased::text, null
+    from accounts as a
+    where a.lifetime_purchased <> coalesce(a.purchased, 0)
+    union all
+    select a.account_id, 'held is the sum of the open holds', format('%s in %s', a.open_held, a.open_holds),
+      format('%s in %s', a.held, a.holds), null
+    from accounts as a
+    where a.held <> a.open_held or a.holds <> a.open_holds
+    union all
+    select a.account_id, 'no open hold expires before holds_due_at', a.holds_due_at::text, a.due_at::text, null
+    from accounts as a
+    where a.open_holds > 0 and (a.holds_due_at is null or a.holds_due_at > a.due_at)
+    union all
+    select t.account_id, 'every row belongs to an account', 'an account', 'none', format('%s rows', t.rows)
+    from totals as t
+    where not exists (select from ducto_private.accounts as a where a.account_id = t.account_id)
+    union all
+    select r.account_id, 'seq has no gap', (r.seq_before + 1)::text, r.seq::text, r.transaction_id::text
+    from rows as r
+    where r.seq <> r.seq_before + 1
+    union all
+    select r.account_id, 'balance_after follows from the row before', (r.balance_before + r.amount)::text, r.balance_after::text,
+      r.transaction_id::text
+    from rows as r
+    where r.balance_after <> r.balance_before + r.amount
+    union all
+    select r.account_id, 'time and revision never run backwards', format('%s, %s', r.time_before, r.revision_before),
+      format('%s, %s', r.created_at, r.revision), r.transaction_id::text
+    from rows as r
+    where r.created_at < r.time_before or r.revision <= r.revision_before
+    union all
+    select r.account_id, 'charged is the rounded cost',
+      ducto_private.to_credits(r.cost, r.rounding, r.carry_before)::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
+    from rows as r
+    where r.type = 'usage'
+      and r.allowance_used - r.amount <> ducto_private.to_credits(r.cost, r.rounding, r.carry_before)
+    union all
+    select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounding = 'carry'
+        then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
+      r.carry_after::text, r.transaction_id::text
+    from rows as r
+    where r.carry_after <> case when r.type = 'usage' and r.rounding = 'carry'
+      then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end
+    union all
+    select c.account_id, 'refunds stay within the charge', format('at most %s to the balance, %s in all', -c.amount,
+        c.allowance_used - c.amount), format('%s to the balance, %s in all', x.amount, x.refunded), c.transaction_id::text
+    from (
+      select t.account_id, t.refers_to, sum(t.amount) as amount, sum(t.amount - t.allowance_used + t.allowance_lapsed) as refunded
+      from rows as t
+      where t.type = 'refund'
+      group by t.account_id, t.refers_to
+    ) as x
+    join ducto_private.transactions as c on c.transaction_id = x.refers_to and c.account_id = x.account_id
+    where x.amount > -c.amount or x.refunded > c.allowance_used - c.amount or c.type <> 'usage'
+    union all
+    select r.account_id, 'a row refers to a row of its account', 'an earlier row', coalesce(c.seq::text, 'none'),
+      r.transaction_id::text
+    from rows as r
+    left join ducto_private.transactions as c on c.transaction_id = r.refers_to and c.account_id = r.account_id
+    where r.refers_to is not null and coalesce(c.seq, r.seq) >= r.seq
+    union all
+    select x.account_id, 'removals and expiry stay within the grant', g.amount::text, x.gone::text, g.transaction_id::text
+    from (
+      select t.account_id, t.refers_to, -sum(t.amount) as gone
+      from rows as t
+      where t.type in ('removal', 'expiry') and t.refers_to is not null
+      group by t.account_id, t.refers_to
+    ) as x
+    join ducto_private.transactions as g on g.transaction_id = x.refers_to and g.account_id = x.account_id
+    where x.gone > g.amount and g.type <> 'refund'
+    union all
+    select h.account_id, 'a hold''s charged is the sum of its settlements', coalesce(x.charged, 0)::text, h.charged::text,
+      h.reservation_id::text
+    from ducto_private.reservations as h
+    left join (
+      select t.account_id, t.reservation_id, sum(t.allowance_used - t.amount) as charged
+      from rows as t
+      where t.reservation_id is not null
+      group by t.account_id, t.reservation_id
+    ) as x on x.reservation_id = h.reservation_id and x.account_id = h.account_id
+    where (p_account_id is null or h.account_id = p_account_id) and h.charged <> coalesce(x.charged, 0)
+    union all
+    select a.account_id, 'allowance_used is that of the charges and refunds of its period',
+      coalesce(x.used, 0)::text, a.allowance_used::text, null
+    from accounts as a
+    left join lateral (
+      select sum(t.allowance_used) as used
+      from rows as t
+      where t.account_id = a.account_id and t.created_at >= a.allowance_start and t.created_at < a.allowance_end
+    ) as x on true
+    where a.allowance_used <> coalesce(x.used, 0)
+  )
+  select f.account_id, f.invariant, f.expected, f.actual, f.detail
+  from found as f
+  order by f.account_id, f.invariant;
+end
+$$;
+comment on function ducto.verify_ledger is
+  'One row per violated invariant of an account, or of all; none when the ledger is sound. One snapshot, no locks.';

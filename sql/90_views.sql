@@ -1,0 +1,37 @@
+-- Views for the owner's own joins; granted by setup(grant_read_to=…) only. security_invoker stays off: a reader has no
+-- right on the tables beneath.
+
+create or replace view ducto_read.accounts as
+select a.account_id, a.kind, a.balance, a.held, a.carry, a.credit_limit, a.lifetime_purchased, a.plan_id, a.allowance_used,
+  a.allowance_start, a.allowance_end, a.name, a.seq, a.revision, a.opened_at, a.changed_at
+from ducto_private.accounts as a;
+comment on view ducto_read.accounts is
+  'One row per account. held may still count holds that have expired since its last change; get_balance() does not.';
+
+create or replace view ducto_read.transactions as
+select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
+  t.carry_after, t.rounding, t.actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.reservation_id,
+  t.refers_to, t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at
+from ducto_private.transactions as t;
+comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
+
+create or replace view ducto_read.reservations as
+select r.reservation_id, r.account_id, r.actor_id,
+  case when r.status = 'active' and r.expires_at <= clock_timestamp() then 'expired' else r.status end as status,
+  case when r.status = 'active' and r.expires_at > clock_timestamp() then r.held else 0 end as amount,
+  r.charged, r.operation_type, r.model, r.metrics, r.pricing_version, r.plan_id, r.idempotency_key, r.metadata, r.created_at,
+  r.expires_at, r.ended_at
+from ducto_private.reservations as r;
+comment on view ducto_read.reservations is 'One row per hold.';
+
+create or replace view ducto_read.lots as
+select l.lot_id, l.account_id, l.transaction_id, l.amount, l.remainder, l.expires_at, l.created_at
+from ducto_private.credit_lots as l;
+comment on view ducto_read.lots is 'Credits that expire, as granted, and what is left of them.';
+
+create or replace function ducto.version() returns text
+language sql immutable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$ select '{{version}}'::text $$;
+comment on function ducto.version is 'The version of ducto_pg that installed this database.';

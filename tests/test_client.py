@@ -1,0 +1,303 @@
+"""The managers: each call as the database has it, in whose transaction, exact, and with errors that say what."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
+from psycopg.types.numeric import FloatLoader
+from psycopg.types.string import TextLoader
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+import ducto_pg
+from ducto_pg import AsyncCreditManager, CreditManager, UsageMetrics
+from ducto_pg.calls import Calls, Rpc
+
+Connection = psycopg.Connection[Any]
+Connect = Callable[..., Connection]
+
+CONFIG = {
+    "models": {"gpt-4": "input_tokens * 0.01 + output_tokens * 0.03", "_default": "input_tokens * 0.001"},
+    "fixed": {"report": 7},
+    "metrics": {"images": 0},
+    "min_balance": 0,
+}
+USAGE = UsageMetrics(model="gpt-4", input_tokens=100, output_tokens=30)
+RPCS = [call for call in vars(Calls).values() if isinstance(call, Rpc)]
+
+
+@pytest.fixture
+def credits(conn: Connection) -> CreditManager:
+    """A manager on an autocommit connection, prices published, and `alice` with 100 credits."""
+    manager = CreditManager(conn)
+    manager.publish_pricing(CONFIG, "first")
+    manager.add_credits("alice", 100, "purchase").or_raise()
+    return manager
+
+
+class TestDeclarations:
+    @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
+    def test_a_call_is_what_the_database_has(self, rpc: Rpc[..., Any], conn: Connection) -> None:
+        found = conn.execute(
+            """
+            select p.proretset, p.pronargs, p.pronargdefaults, t.typrelid, p.prorettype::regtype::text,
+              (select array_agg(format('%%s %%s', a.name, a.type::regtype) order by a.position)
+                from unnest(p.proargnames, p.proargtypes) with ordinality as a (name, type, position)),
+              pg_get_function_arguments(p.oid)
+            from pg_proc as p join pg_type as t on t.oid = p.prorettype
+            where p.pronamespace = 'ducto'::regnamespace and p.proname = %s
+            """,
+            [rpc.name],
+        ).fetchall()
+        assert len(found) == 1
+        many, count, optional, relation, returns, arguments, declared = found[0]
+        types = {"timestamptz": "timestamp with time zone"}
+        assert (arguments or []) == [
+            f"p_{p.name.rstrip('_')} {types.get(p.sql_type, p.sql_type)}" for p in rpc.parameters
+        ]
+        required = [p for p in rpc.parameters if p.default is inspect.Parameter.empty]
+        assert rpc.parameters[: count - optional] == required
+        for parameter in rpc.parameters[count - optional :]:
+            default = declared.split(f"p_{parameter.name.rstrip('_')} ")[1].split(" DEFAULT ")[1].split(",")[0]
+            row = conn.execute("select " + default).fetchone()
+            assert row == (parameter.default,), parameter.name
+        assert many is rpc.many
+        if relation:
+            attributes = conn.execute(
+                "select array_agg(a.attname::text) from pg_attribute as a where a.attrelid = %s and a.attnum > 0",
+                [relation],
+            ).fetchone()
+            assert attributes
+            assert set(rpc.answer.model_fields) == set(attributes[0])
+        else:
+            assert {str: "text", int: "bigint"}[rpc.answer] == returns
+
+    def test_none_is_missing(self, conn: Connection) -> None:
+        names = conn.execute(
+            "select array_agg(p.proname::text) from pg_proc as p where p.pronamespace = 'ducto'::regnamespace"
+        ).fetchone()
+        assert names
+        assert {rpc.name for rpc in RPCS} == set(names[0])
+
+    def test_methods_have_signatures_and_docs(self, credits: CreditManager) -> None:
+        assert list(inspect.signature(credits.deduct_fixed).parameters) == [
+            "user_id",
+            "job_name",
+            "idempotency_key",
+            "metadata",
+        ]
+        assert all(inspect.getdoc(getattr(credits, rpc.name)) for rpc in RPCS)
+        with pytest.raises(TypeError, match="usr"):
+            credits.get_balance("alice", usr="alice")  # type: ignore[call-arg]
+
+
+class TestRoundTrip:
+    def test_a_day_in_the_life(self, credits: CreditManager) -> None:
+        hold = credits.reserve("alice", USAGE, idempotency_key="r1").or_raise()
+        assert (hold.amount, hold.reserved_total) == (2, 2)
+        charge = credits.deduct("alice", USAGE, "r1", {"run": Decimal("1.10")}, hold.reservation_id).or_raise()
+        assert (charge.amount, charge.cost, charge.idempotent) == (-1, Decimal("1.90"), False)
+        assert credits.deduct("alice", USAGE, "r1", None, hold.reservation_id).idempotent
+        entry = credits.get_transaction(charge.transaction_id)
+        assert entry.usage == {"model": "gpt-4", "input_tokens": 100, "output_tokens": 30}
+        assert str(entry.metadata) == "{'run': Decimal('1.10')}"
+        assert entry.carry_after == Decimal("0.90")
+        assert credits.deduct_fixed("alice", "report").or_raise().amount == -7
+        assert credits.refund_credits(charge.transaction_id).or_raise().amount == 1
+        assert [t.type for t in credits.list_transactions("alice")] == ["refund", "usage", "usage", "purchase"]
+        assert [t.seq for t in credits.list_transactions("alice", limit=2, before=3)] == [2, 1]
+        later = datetime.now(UTC) + timedelta(hours=1)
+        assert credits.list_transactions("alice", from_=later) == []
+        assert credits.explain_transaction(charge.transaction_id).cost == Decimal("1.90")
+        assert credits.get_balance("alice").balance == 93
+        assert credits.verify_ledger() == []
+        assert credits.version() == ducto_pg.__version__
+
+    def test_refusals_are_answers_and_the_transaction_goes_on(self, connect: Connect, credits: CreditManager) -> None:
+        with connect(autocommit=False) as mine:
+            manager = CreditManager(mine)
+            refused = manager.deduct_credits("alice", 1000)
+            assert (refused.error, refused.transaction_id, refused.amount) == ("insufficient_credits", "", 0)
+            with pytest.raises(ducto_pg.InsufficientCreditsError) as caught:
+                refused.or_raise()
+            assert caught.value.result is refused
+            assert manager.deduct_credits("alice", 1).or_raise().balance_after == 99
+
+    def test_no_active_pricing_is_none(self, conn: Connection) -> None:
+        assert CreditManager(conn).get_active_pricing() is None
+
+
+class TestPublishing:
+    def test_versions(self, credits: CreditManager) -> None:
+        first = credits.get_active_pricing()
+        assert first
+        assert (first.version, first.label, first.config.models) == (1, "first", CONFIG["models"])
+        assert credits.publish_pricing(CONFIG, "first") == first
+        second = credits.publish_pricing({"models": {"m": "input_tokens * 0.1"}}, activate=False)
+        assert second.version == 2
+        assert credits.get_active_pricing() == first
+        assert credits.activate_pricing(2) == second
+        assert [(item.version, item.active) for item in credits.get_pricing_history()] == [(2, True), (1, False)]
+
+    def test_all_or_nothing_on_an_autocommit_connection(self, credits: CreditManager, conn: Connection) -> None:
+        def functions() -> Any:
+            return conn.execute("select count(*) from pg_proc where proname ~ '^(price|models)_'").fetchone()
+
+        before = functions()
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="timezone"):
+            credits.publish_pricing({"models": {"m": "input_tokens * 7"}, "timezone": "Europe/Berlin"})
+        assert functions() == before
+        assert len(credits.get_pricing_history()) == 1
+
+    def test_a_bad_config_touches_nothing(self, connect: Connect) -> None:
+        with connect(autocommit=False) as mine:
+            with pytest.raises(ducto_pg.ConfigError, match=r"models\.m"):
+                CreditManager(mine).publish_pricing({"models": {"m": "input_tokns"}})
+            assert mine.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+class TestTransactions:
+    def test_a_connection_is_never_begun_committed_or_rolled_back(
+        self, connect: Connect, credits: CreditManager, conn: Connection
+    ) -> None:
+        conn.execute("create table orders (id integer)")
+        with connect(autocommit=False) as mine:
+            manager = CreditManager(mine)
+            mine.execute("insert into orders values (1)")
+            manager.deduct("alice", USAGE).or_raise()
+            assert mine.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+            mine.rollback()
+            assert credits.get_balance("alice").balance == 100
+            mine.execute("insert into orders values (2)")
+            manager.deduct_credits("alice", 5).or_raise()
+            mine.commit()
+        assert credits.get_balance("alice").balance == 95
+        assert conn.execute("select id from orders").fetchall() == [(2,)]
+        with conn.transaction(force_rollback=True):
+            credits.deduct_credits("alice", 5).or_raise()
+        assert credits.get_balance("alice").balance == 95
+
+    def test_misuse_aborts_only_what_it_was_in(self, connect: Connect, credits: CreditManager) -> None:
+        with connect(autocommit=False) as mine:
+            with pytest.raises(ducto_pg.UnknownJobError), mine.transaction():
+                CreditManager(mine).deduct_fixed("alice", "reprot")
+            assert CreditManager(mine).deduct_fixed("alice", "report").or_raise().balance_after == 93
+
+    def test_on_a_pool_each_call_is_committed(self, db: str, credits: CreditManager) -> None:
+        with ConnectionPool(db, min_size=1, max_size=3, open=True) as pool:
+            manager = CreditManager(pool)
+            with pytest.raises(ducto_pg.UnknownJobError):
+                manager.deduct_fixed("alice", "none")
+            with ThreadPoolExecutor(8) as threads:
+                charges = list(threads.map(lambda n: manager.deduct_credits("alice", 1, None, f"k{n % 20}"), range(40)))
+            assert sum(charge.idempotent for charge in charges) == 20
+            assert credits.get_balance("alice").balance == 80
+            assert manager.setup() == ducto_pg.SetupResult()
+
+    def test_on_a_dsn_each_call_is_committed(self, db: str, credits: CreditManager, conn: Connection) -> None:
+        with CreditManager(db) as manager, ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda n: manager.deduct_credits("alice", 1).or_raise(), range(20)))
+            assert credits.get_balance("alice").balance == 80
+            others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            killed = conn.execute(others + " and datname = current_database()").fetchall()
+            assert len(killed) == 1
+            with pytest.raises(psycopg.OperationalError):
+                manager.get_balance("alice")
+            assert manager.get_balance("alice").balance == 80
+
+    def test_no_statement_stays_prepared(self, credits: CreditManager, conn: Connection) -> None:
+        for _ in range(10):
+            credits.get_balance("alice")
+        assert conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+
+
+class TestExactness:
+    def test_whatever_the_connection_was_told(self, credits: CreditManager, conn: Connection) -> None:
+        conn.row_factory = dict_row
+        conn.adapters.register_loader("numeric", FloatLoader)
+        conn.adapters.register_loader("jsonb", TextLoader)
+        set_json_loads(lambda data: None, conn)
+        price = credits.calculate_cost({"model": "gpt-4", "input_tokens": 1, "images": Decimal("0.10")})
+        assert str(price.total) == "0.01"
+        assert price.breakdown == {"model": "gpt-4", "input_tokens": 1, "output_tokens": 0, "tool_count": 0}
+        noted = credits.add_credits("bob", 10**18, paid_amount=Decimal("0.10"), metadata={"n": Decimal("1e-20")})
+        entry = credits.get_transaction(noted.transaction_id)
+        assert (str(entry.paid_amount), str(entry.metadata)) == ("0.10", "{'n': Decimal('1E-20')}")
+
+    @pytest.mark.parametrize(
+        ("ask", "message"),
+        [
+            (lambda c: c.add_credits("alice", 5.0), "amount must be a whole number, not 5.0"),
+            (lambda c: c.add_credits("alice", True), "amount must be a whole number, not True"),
+            (lambda c: c.add_credits("alice", "5"), "amount must be a whole number"),
+            (
+                lambda c: c.add_credits("alice", 5, paid_amount=0.1),
+                "paid_amount must be a Decimal or a whole number, not 0.1",
+            ),
+            (lambda c: c.add_credits("alice", 0), "p_amount must be at least 1"),
+            (lambda c: c.add_credits(7, 5), "user_id must be text, not 7"),
+            (lambda c: c.add_credits(" alice", 5), "p_user_id"),
+            (lambda c: c.add_credits("al\0ice", 5), "NUL"),
+            (lambda c: c.add_credits("alice", 5, metadata={"a": "\0"}), "Unicode"),
+            (lambda c: c.add_credits("alice", 5, metadata={"a": object()}), "metadata cannot be written as JSON"),
+            (lambda c: c.add_credits("alice", 5, metadata=[1]), "metadata must be a dict"),
+            (lambda c: c.get_balance("alice", datetime(2030, 1, 1)), "time zone"),
+            (lambda c: c.deduct("alice", {"model": "gpt-4", "input_tokens": 1.5}), "float"),
+            (lambda c: c.deduct("alice", {"model": "gpt-4", "input_tokens": Decimal("1.5")}), "input_tokens"),
+            (lambda c: c.deduct("alice", "gpt-4"), "metrics must be a dict"),
+            (lambda c: c.deduct("alice", USAGE, final=1), "final must be True or False, not 1"),
+            (lambda c: c.deduct("alice", USAGE, idempotency_key=" "), "p_idempotency_key"),
+        ],
+    )
+    def test_misuse(self, credits: CreditManager, ask: Callable[[CreditManager], object], message: str) -> None:
+        with pytest.raises(ducto_pg.InvalidArgumentError, match=message):
+            ask(credits)
+        assert len(credits.list_transactions("alice")) == 1
+
+    def test_out_of_range(self, credits: CreditManager) -> None:
+        with pytest.raises(ducto_pg.OutOfRangeError):
+            credits.add_credits("alice", 2**63)
+        with pytest.raises(ducto_pg.OutOfRangeError):
+            credits.list_transactions("alice", limit=2**31)
+
+    def test_misspelt_names(self, credits: CreditManager) -> None:
+        with pytest.raises(ducto_pg.UnknownMetricError, match="input_tokens") as caught:
+            credits.deduct("alice", {"model": "gpt-4", "inputTokens": 5})
+        assert caught.value.code == "DU005"
+        with pytest.raises(ducto_pg.UnknownVersionError):
+            credits.get_pricing_config(7)
+
+    def test_what_is_not_ours_stays_psycopgs(self, connect: Connect, credits: CreditManager, conn: Connection) -> None:
+        with conn.transaction(force_rollback=True):
+            conn.execute("create role ducto_stranger")
+            conn.execute("set local role ducto_stranger")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                credits.get_balance("alice")
+
+
+class TestAsync:
+    def test_the_same_calls(self, db: str, credits: CreditManager) -> None:
+        async def main() -> None:
+            async with AsyncCreditManager(db) as manager:
+                assert (await manager.publish_pricing(CONFIG, "first")).version == 1
+                answers = await asyncio.gather(*(manager.deduct_credits("alice", 1) for _ in range(5)))
+                assert sorted(answer.balance_after for answer in answers) == [95, 96, 97, 98, 99]
+                with pytest.raises(ducto_pg.UnknownJobError):
+                    await manager.deduct_fixed("alice", "none")
+                assert await manager.setup() == ducto_pg.SetupResult()
+            async with await psycopg.AsyncConnection.connect(db) as mine:
+                await AsyncCreditManager(mine).deduct("alice", USAGE)
+                await mine.rollback()
+            async with AsyncConnectionPool(db, min_size=1, max_size=2, open=False) as pool:
+                await pool.open()
+                assert (await AsyncCreditManager(pool).deduct_credits("alice", 5)).or_raise().balance_after == 90
+
+        asyncio.run(main())
+        assert credits.get_balance("alice").balance == 90
