@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import psycopg
 from psycopg.adapt import Buffer, Loader
+from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types.numeric import NumericLoader
+from psycopg.types.numeric import NumericBinaryLoader
 
 from ducto_pg import exactjson
 from ducto_pg.calls import Calls, Statement
@@ -47,7 +48,7 @@ class CreditManager(Calls):
         """Run a statement of `ducto_pg.calls` and read its answer."""
         with _errors(), self._connection() as conn, psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
             _read_exactly(cursor)
-            cursor.execute(statement.sql, statement.arguments, prepare=False)
+            cursor.execute(statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None)
             while cursor.nextset():
                 pass
             return statement.read(cursor.fetchall())
@@ -95,7 +96,9 @@ class AsyncCreditManager(Calls):
         with _errors():
             async with self._connection() as conn, psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
                 _read_exactly(cursor)
-                await cursor.execute(statement.sql, statement.arguments, prepare=False)
+                await cursor.execute(
+                    statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None
+                )
                 while cursor.nextset():
                     pass
                 return statement.read(await cursor.fetchall())
@@ -126,14 +129,19 @@ class AsyncCreditManager(Calls):
 
 
 class _ExactJson(Loader):
+    format = Format.BINARY
+
     def load(self, data: Buffer) -> Any:
-        return exactjson.loads(bytes(data))
+        return exactjson.loads(bytes(data)[1:])  # after jsonb's version byte
 
 
 def _read_exactly(cursor: psycopg.Cursor[TupleRow] | psycopg.AsyncCursor[TupleRow]) -> None:
-    """Numbers come as Decimal through this cursor, whatever the connection is told."""
+    """Numbers come as Decimal through this cursor, whatever the connection is told.
+
+    Answers are read in binary: their text would follow the session's DateStyle.
+    """
     cursor.adapters.register_loader("jsonb", _ExactJson)
-    cursor.adapters.register_loader("numeric", NumericLoader)
+    cursor.adapters.register_loader("numeric", NumericBinaryLoader)
 
 
 @contextmanager

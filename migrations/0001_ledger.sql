@@ -38,6 +38,15 @@ create table ducto_private.activations (
 create index activations_version on ducto_private.activations (version);
 create index activations_from_version on ducto_private.activations (from_version);
 
+-- One row that every publish and activation updates: whoever decided on an older snapshot gets 40001.
+create table ducto_private.pricing_state (
+  only_row boolean primary key default true check (only_row),
+  last_version integer not null default 0,
+  active_version integer references ducto_private.pricing_versions
+);
+insert into ducto_private.pricing_state default values;
+create index pricing_state_active_version on ducto_private.pricing_state (active_version);
+
 create table ducto_private.plans (
   version integer not null references ducto_private.pricing_versions,
   plan_id text collate "C" not null check (char_length(plan_id) between 1 and 255),
@@ -80,7 +89,7 @@ create type ducto_private.model_price as (
 -- Accounts and their ledger
 
 -- Accounts and transactions carry no CHECK: PostgreSQL parses each one again in every statement that writes a row, which
--- cost a charge a fifth of its time. One function writes both tables (ducto_private.post), and verify_ledger() looks.
+-- cost a charge a fifth of its time. Two functions write them, post() and deduct(), and verify_ledger() looks.
 create table ducto_private.accounts (
   balance bigint not null,
   held bigint not null,
@@ -102,61 +111,82 @@ create table ducto_private.accounts (
   kind text not null,
   carry numeric not null,
   plan_id text,
-  name text
+  name text,
+  plain boolean not null
 ) with (fillfactor = 60);
 
 comment on column ducto_private.accounts.kind is 'user or team.';
+comment on column ducto_private.accounts.plain is 'A user''s account without plan, holds, lots and caps; kept by post() and save().';
 comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
 comment on column ducto_private.accounts.held is 'Sum of the open holds counted by holds; some of them may be past holds_due_at.';
 comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
 comment on column ducto_private.accounts.lots_due_at is 'No lot expires before this; not always the exact minimum.';
 
+-- What a charge always writes. Each column costs every charge some time, so what few rows have stands in
+-- transaction_details; the view ducto_private.ledger shows them as one.
 create table ducto_private.transactions (
   transaction_id uuid not null,
   seq bigint not null,
   amount bigint not null,
   balance_after bigint not null,
+  allowance_used bigint not null,
   revision bigint not null,
   created_at timestamptz not null,
   writer xid8 not null,
+  fingerprint bigint,
   pricing_version integer,
   account_id text collate "C" not null,
   type text not null,
   carry_after numeric not null,
   cost numeric,
-  rounding text,
+  usage jsonb,
   model text,
   resolved_model text,
   plan_id text,
-  usage jsonb,
-  metadata jsonb,
-  idempotency_key text collate "C",
-  fingerprint bigint,
-  reservation_id uuid,
-  refers_to uuid,
   actor_id text collate "C",
-  allowance_used bigint not null,
-  allowance_lapsed bigint not null,
-  shortfall bigint not null,
-  lifetime_purchased bigint,
-  warnings text[],
-  expires_at timestamptz,
-  paid_amount numeric,
-  paid_currency text,
-  reference text,
-  reason text,
+  reservation_id uuid,
+  idempotency_key text collate "C",
+  metadata jsonb,
   primary key (transaction_id, account_id),
   unique (account_id, seq)
 );
 create unique index transactions_key on ducto_private.transactions (account_id, idempotency_key)
   where idempotency_key is not null;
-create index transactions_refers_to on ducto_private.transactions (account_id, refers_to) where refers_to is not null;
-create index transactions_lifetime on ducto_private.transactions (account_id, seq) where lifetime_purchased is not null;
 create index transactions_created_at on ducto_private.transactions using brin (created_at);
 
 comment on column ducto_private.transactions.writer is 'The writing transaction, by which a rollup knows what can still appear before it.';
 comment on column ducto_private.transactions.fingerprint is 'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable.';
-comment on column ducto_private.transactions.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
+
+create table ducto_private.transaction_details (
+  transaction_id uuid not null,
+  account_id text collate "C" not null,
+  seq bigint not null,
+  refers_to uuid,
+  allowance_lapsed bigint not null check (allowance_lapsed >= 0),
+  shortfall bigint not null check (shortfall >= 0),
+  lifetime_purchased bigint check (lifetime_purchased >= 0),
+  warnings text[],
+  expires_at timestamptz,
+  paid_amount numeric check (paid_amount >= 0),
+  paid_currency text,
+  reference text,
+  reason text,
+  primary key (transaction_id, account_id),
+  foreign key (transaction_id, account_id) references ducto_private.transactions
+);
+create index transaction_details_refers_to on ducto_private.transaction_details (account_id, refers_to) where refers_to is not null;
+create index transaction_details_lifetime on ducto_private.transaction_details (account_id, seq) where lifetime_purchased is not null;
+
+comment on column ducto_private.transaction_details.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
+
+create view ducto_private.ledger as
+select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.writer, t.fingerprint,
+  t.pricing_version, t.account_id, t.type, t.carry_after, t.cost, t.usage, t.model, t.resolved_model, t.plan_id, t.actor_id,
+  t.reservation_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
+  coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.paid_amount, d.paid_currency,
+  d.reference, d.reason
+from ducto_private.transactions as t
+left join ducto_private.transaction_details as d on d.transaction_id = t.transaction_id and d.account_id = t.account_id;
 
 -- erase_user() may empty the free texts; nothing else of a row ever changes.
 create function ducto_private.refuse_change() returns trigger
@@ -165,20 +195,21 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if tg_op = 'UPDATE' then
-    old.metadata := null;
-    old.reason := null;
-    old.reference := null;
-    if new *= old then
+    if new *= jsonb_populate_record(old, '{"metadata": null, "reason": null, "reference": null}'::jsonb) then
       return new;
     end if;
   end if;
-  raise exception 'the ledger is append-only: % of ducto_private.transactions is refused', lower(tg_op)
+  raise exception 'the ledger is append-only: % of ducto_private.% is refused', lower(tg_op), tg_table_name
     using errcode = 'DU007', hint = 'Correct a mistake by a row of its own: refund_credits, remove_credits or add_credits.';
 end
 $$;
 create trigger append_only before update or delete on ducto_private.transactions
   for each row execute function ducto_private.refuse_change();
 create trigger append_only_truncate before truncate on ducto_private.transactions
+  for each statement execute function ducto_private.refuse_change();
+create trigger append_only before update or delete on ducto_private.transaction_details
+  for each row execute function ducto_private.refuse_change();
+create trigger append_only_truncate before truncate on ducto_private.transaction_details
   for each statement execute function ducto_private.refuse_change();
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +272,7 @@ create table ducto_private.credit_lots (
   seq bigint not null,
   primary key (lot_id, account_id)
 ) with (fillfactor = 80);
-create index credit_lots_open on ducto_private.credit_lots (account_id, expires_at, seq) where remainder > 0;
+create index credit_lots_account on ducto_private.credit_lots (account_id, expires_at, seq);
 create index credit_lots_due on ducto_private.credit_lots (expires_at) where remainder > 0;
 create index credit_lots_transaction on ducto_private.credit_lots (transaction_id, account_id);
 

@@ -13,6 +13,14 @@ as $$
     placing substring(int8send((extract(epoch from p_now) * 1000)::bigint) from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid
 $$;
 
+do $$
+begin
+  if current_setting('server_version_num')::integer >= 180000 then
+    execute 'create or replace function ducto_private.new_id(p_now timestamptz) returns uuid language sql volatile as $f$ select uuidv7() $f$';
+  end if;
+end
+$$;
+
 -- An id as a caller gives it; null, which finds nothing, where it is none.
 create or replace function ducto_private.to_id(p_id text) returns uuid
 language sql immutable parallel safe
@@ -21,7 +29,7 @@ as $$
 $$;
 
 create or replace function ducto_private.invalid(p_message text, p_hint text, p_detail text default null) returns void
-language plpgsql immutable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -29,7 +37,8 @@ begin
 end
 $$;
 
--- What check_text() and check_usage() find nothing wrong with at first glance; inlined, because a charge asks it.
+-- What check_text() and check_usage() find nothing wrong with, at first glance: a small usage of whole counts. Inlined,
+-- because every charge asks it; below 256 bytes no name in it is too long.
 create or replace function ducto_private.is_text(p_value text) returns boolean
 language sql immutable parallel safe
 as $$
@@ -40,15 +49,12 @@ $$;
 create or replace function ducto_private.is_plain_usage(p_usage jsonb) returns boolean
 language sql stable parallel safe
 as $$
-  select case when jsonb_typeof(p_usage) = 'object' and jsonb_typeof(p_usage -> 'model') = 'string'
-    and not p_usage ? 'fixed_job' and pg_column_size(p_usage) <= 16384
-    then char_length(p_usage ->> 'model') <= 255
-      and not (p_usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)'
-    else false end
+  select case when jsonb_typeof(p_usage -> 'model') = 'string' and pg_column_size(p_usage) < 256
+    then not (p_usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)' end
 $$;
 
 create or replace function ducto_private.check_text(p_value text, p_argument text) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -63,7 +69,7 @@ end
 $$;
 
 create or replace function ducto_private.check_key(p_key text) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -75,7 +81,7 @@ end
 $$;
 
 create or replace function ducto_private.check_metadata(p_metadata jsonb) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -90,7 +96,7 @@ end
 $$;
 
 create or replace function ducto_private.check_short(p_value text, p_argument text) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -102,7 +108,7 @@ end
 $$;
 
 create or replace function ducto_private.check_amount(p_amount bigint, p_least bigint, p_argument text default 'p_amount') returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -114,7 +120,7 @@ end
 $$;
 
 create or replace function ducto_private.check_limit(p_limit integer) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -126,7 +132,7 @@ $$;
 
 -- Usage as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
 create or replace function ducto_private.check_usage(p_usage jsonb) returns void
-language plpgsql immutable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare

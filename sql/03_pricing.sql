@@ -79,10 +79,8 @@ declare
 begin
   select v.version, v.price_function
   into v_active
-  from ducto_private.activations as a
-  join ducto_private.pricing_versions as v on v.version = a.version
-  order by a.activation_id desc
-  limit 1;
+  from ducto_private.pricing_state as s
+  join ducto_private.pricing_versions as v on v.version = s.active_version;
   execute format(
     $f$
     create or replace function ducto_private.quote(
@@ -133,11 +131,9 @@ begin
   elsif not exists (select from pg_timezone_names as n where n.name = v_zone) then
     perform ducto_private.invalid(format('timezone: this server does not know %s', v_zone), 'See pg_timezone_names.');
   end if;
-  select a.version
-  into v_from
-  from ducto_private.activations as a
-  order by a.activation_id desc
-  limit 1;
+  v_from := ducto_private.active_version();
+  update ducto_private.pricing_state as s
+  set active_version = p_version;
   if v_from is distinct from p_version then
     insert into ducto_private.activations (version, from_version, activated_at, activated_by, role_set)
     values (p_version, v_from, ducto_private.clock(), session_user, current_setting('role'));
@@ -160,12 +156,12 @@ begin
   select v.version
   into v_version
   from ducto_private.pricing_versions as v
-  where v.version = (select max(w.version) from ducto_private.pricing_versions as w)
+  where v.version = (select s.last_version from ducto_private.pricing_state as s)
     and v.config = p_config and v.price_function = p_price_function and v.label is not distinct from p_label;
   if not found then
-    select coalesce(max(v.version), 0) + 1
-    into v_version
-    from ducto_private.pricing_versions as v;
+    update ducto_private.pricing_state as s
+    set last_version = s.last_version + 1
+    returning s.last_version into v_version;
     insert into ducto_private.pricing_versions (version, label, config, price_function, created_at, created_by)
     values (v_version, p_label, p_config, p_price_function, ducto_private.clock(), session_user);
     insert into ducto_private.plans (version, plan_id, name, free_allowance, features, override_function)
@@ -187,10 +183,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select a.version
-    from ducto_private.activations as a
-    order by a.activation_id desc
-    limit 1);
+    select s.active_version
+    from ducto_private.pricing_state as s);
 end
 $$;
 

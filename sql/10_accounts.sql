@@ -1,7 +1,14 @@
 -- Accounts: opening, the one writer of balances, credits in and out, and reading the ledger.
 --
 -- A call decides on row variables under the account's lock and writes last, so that a refusal needs no rollback.
--- post() is the only text that inserts into the ledger or changes an account.
+-- post() writes the ledger and the account with it, for all but the plain charge of ducto.deduct().
+
+-- Whether an account uses nothing but its balance, so that a charge need look at nothing else.
+create or replace function ducto_private.is_plain(p_account ducto_private.accounts) returns boolean
+language sql immutable
+as $$
+  select p_account.kind = 'user' and p_account.plan_id is null and p_account.holds = 0 and p_account.lots = 0 and p_account.caps = 0
+$$;
 
 -- Saves what a call changed of an account where no ledger row tells it: holds, limits, plans.
 create or replace function ducto_private.save(p_account ducto_private.accounts, p_now timestamptz) returns void
@@ -19,7 +26,8 @@ begin
     holds_due_at = p_account.holds_due_at,
     holds = p_account.holds,
     caps = p_account.caps,
-    plan_id = p_account.plan_id
+    plan_id = p_account.plan_id,
+    plain = ducto_private.is_plain(p_account)
   where a.account_id = p_account.account_id;
 end
 $$;
@@ -35,7 +43,6 @@ create or replace function ducto_private.post(
   p_fingerprint bigint default null,
   p_metadata jsonb default null,
   p_cost numeric default null,
-  p_rounding text default null,
   p_model text default null,
   p_resolved_model text default null,
   p_usage jsonb default null,
@@ -74,28 +81,32 @@ begin
     lots_due_at = p_account.lots_due_at,
     holds = p_account.holds,
     lots = p_account.lots,
-    carry = p_account.carry
+    carry = p_account.carry,
+    plain = ducto_private.is_plain(p_account)
   where a.account_id = p_account.account_id;
-  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, revision, created_at, writer, pricing_version,
-    account_id, type, carry_after, cost, rounding, model, resolved_model, plan_id, usage, metadata, idempotency_key, fingerprint,
-    reservation_id, refers_to, actor_id, allowance_used, allowance_lapsed, shortfall, lifetime_purchased, warnings, expires_at,
-    paid_amount, paid_currency, reference, reason)
-  values (v_id, p_account.seq + 1, p_amount, p_account.balance + p_amount, p_account.revision + 1, p_now,
-    pg_current_xact_id(), p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_rounding, p_model,
-    p_resolved_model, p_plan_id, p_usage, p_metadata, p_key, p_fingerprint, p_reservation_id, p_refers_to, p_actor_id,
-    p_allowance_used, p_allowance_lapsed, p_shortfall, p_lifetime_purchased, p_warnings, p_expires_at, p_paid_amount,
-    p_paid_currency, p_reference, p_reason);
+  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at, writer,
+    fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id,
+    reservation_id, idempotency_key, metadata)
+  values (v_id, p_account.seq + 1, p_amount, p_account.balance + p_amount, p_allowance_used, p_account.revision + 1, p_now,
+    pg_current_xact_id(), p_fingerprint, p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_usage,
+    p_model, p_resolved_model, p_plan_id, p_actor_id, p_reservation_id, p_key, p_metadata);
+  if p_type <> 'usage' or p_shortfall > 0 or p_warnings is not null then
+    insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
+      lifetime_purchased, warnings, expires_at, paid_amount, paid_currency, reference, reason)
+    values (v_id, p_account.account_id, p_account.seq + 1, p_refers_to, p_allowance_lapsed, p_shortfall, p_lifetime_purchased,
+      p_warnings, p_expires_at, p_paid_amount, p_paid_currency, p_reference, p_reason);
+  end if;
   return v_id;
 end
 $$;
 
-create or replace function ducto_private.check_balance(p_account ducto_private.accounts, p_change numeric) returns void
-language plpgsql immutable
+create or replace function ducto_private.check_range(p_value numeric, p_what text, p_account_id text) returns void
+language plpgsql stable
 as $$
 begin
-  if p_account.balance + p_change not between -9223372036854775807 and 9223372036854775807 then
-    raise exception 'the balance of account % would be out of range', p_account.account_id
-      using errcode = '22003', hint = 'A balance lies within 9223372036854775807 credits either side of zero.';
+  if p_value not between -9223372036854775807 and 9223372036854775807 then
+    raise exception '% of account % would be out of range', p_what, p_account_id
+      using errcode = '22003', hint = 'It lies within 9223372036854775807 credits either side of zero.';
   end if;
 end
 $$;
@@ -148,13 +159,15 @@ returns ducto_private.accounts
 language plpgsql volatile
 as $$
 begin
-  p_account.balance := 0;
-  insert into ducto_private.accounts
-  values (p_account.*)
+  insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
+    changed_at, holds, lots, caps, account_id, kind, carry, plan_id, name, plain)
+  values (0, 0, 0, 0, 0, 0, 0, p_account.opened_at, p_account.changed_at, 0, 0, 0, p_account.account_id, p_account.kind, 0,
+    p_account.plan_id, p_account.name, ducto_private.is_plain(p_account))
   on conflict do nothing;
   if not found then
     return null;
   end if;
+  p_account.balance := 0;
   if p_terms.signup_bonus > 0 then
     perform ducto_private.post(p_account, p_account.opened_at, 'signup_bonus', p_terms.signup_bonus,
       p_pricing_version => p_terms.version, p_lifetime_purchased => 0);
@@ -271,10 +284,10 @@ as $$ select case p_account.kind when 'team' then 0 else coalesce(p_min_balance,
 -- The rule of admission for holds, and for charges without one: p_amount, together with the other holds and after the
 -- allowance, must leave the balance at its floor. Numeric, because the sum may pass bigint where the answer is no.
 create or replace function ducto_private.admits(
-  p_account ducto_private.accounts, p_amount bigint, p_left bigint, p_floor bigint) returns boolean
+  p_balance bigint, p_held bigint, p_amount bigint, p_left bigint, p_floor bigint) returns boolean
 language sql immutable
 as $$
   select p_amount = 0
-    or p_account.held::numeric + p_amount - p_left <= 0
-    or p_account.balance - (p_account.held::numeric + p_amount - p_left) >= p_floor
+    or p_held::numeric + p_amount - p_left <= 0
+    or p_balance - (p_held::numeric + p_amount - p_left) >= p_floor
 $$;

@@ -1,6 +1,6 @@
 -- Credits in and out, apart from charges: grants, removals, limits, and what an account has.
 
-create or replace function ducto_private.credits_answer(p_row ducto_private.transactions, p_idempotent boolean)
+create or replace function ducto_private.credits_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.add_credits_result
 language sql immutable
 as $$
@@ -37,7 +37,7 @@ declare
   v_account ducto_private.accounts;
   v_now timestamptz;
   v_id uuid;
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 1);
@@ -58,7 +58,7 @@ begin
   v_account := ducto_private.lock_or_open(p_user_id);
   select t.*
   into v_row
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
   if found then
     if v_row.fingerprint is distinct from v_fingerprint then
@@ -71,9 +71,10 @@ begin
     v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
   end if;
   if v_type = 'purchase' then
+    perform ducto_private.check_range(v_account.lifetime_purchased::numeric + p_amount, 'lifetime_purchased', p_user_id);
     v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
   end if;
-  perform ducto_private.check_balance(v_account, p_amount);
+  perform ducto_private.check_range(v_account.balance::numeric + p_amount, 'the balance', p_user_id);
   v_id := ducto_private.post(v_account, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
     p_lifetime_purchased => v_account.lifetime_purchased, p_paid_amount => p_paid_amount, p_paid_currency => p_paid_currency,
     p_reference => p_reference);
@@ -100,10 +101,10 @@ declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
   v_now timestamptz;
-  v_grant ducto_private.transactions;
+  v_grant ducto_private.ledger;
   v_gone numeric;
   v_id uuid;
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 1);
@@ -121,7 +122,7 @@ begin
   end if;
   select t.*
   into v_row
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
   if found then
     if v_row.fingerprint is distinct from v_fingerprint then
@@ -132,7 +133,7 @@ begin
   if p_transaction_id is not null then
     select t.*
     into v_grant
-    from ducto_private.transactions as t
+    from ducto_private.ledger as t
     where t.transaction_id = ducto_private.to_id(p_transaction_id) and t.account_id = p_user_id
       and t.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment');
     if not found then
@@ -140,8 +141,9 @@ begin
     end if;
     select coalesce(-sum(t.amount), 0)
     into v_gone
-    from ducto_private.transactions as t
-    where t.account_id = p_user_id and t.refers_to = v_grant.transaction_id and t.type in ('removal', 'expiry');
+    from ducto_private.transaction_details as d
+    join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+    where d.account_id = p_user_id and d.refers_to = v_grant.transaction_id and t.type in ('removal', 'expiry');
     if v_gone + p_amount > v_grant.amount then
       return ducto_private.credits_refusal('exceeds_grant', v_account);
     end if;
@@ -153,7 +155,7 @@ begin
   if v_grant.type = 'purchase' then
     v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
   end if;
-  perform ducto_private.check_balance(v_account, -p_amount);
+  perform ducto_private.check_range(v_account.balance::numeric - p_amount, 'the balance', p_user_id);
   v_id := ducto_private.post(v_account, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
     p_refers_to => v_grant.transaction_id, p_reason => p_reason, p_lifetime_purchased => v_account.lifetime_purchased);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
@@ -214,9 +216,9 @@ begin
     return v_answer;
   end if;
   v_seq := ducto_private.seq_at(p_user_id, p_at);
-  select coalesce(max(t.balance_after), 0), null, null, coalesce((
+  select coalesce(max(t.balance_after), 0), null::bigint, null::bigint, coalesce((
     select l.lifetime_purchased
-    from ducto_private.transactions as l
+    from ducto_private.transaction_details as l
     where l.account_id = p_user_id and l.lifetime_purchased is not null and l.seq <= v_seq
     order by l.seq desc
     limit 1), 0)

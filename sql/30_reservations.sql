@@ -43,7 +43,7 @@ end
 $$;
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
-language plpgsql immutable
+language plpgsql stable
 as $$
 begin
   if p_ttl_seconds not between 1 and 2592000 then
@@ -133,8 +133,8 @@ begin
       v_account := ducto_private.roll_allowance(v_account, v_now, v_quote.timezone);
     end if;
     v_hold.held := coalesce(p_amount, ceil(v_quote.cost));
-    if not ducto_private.admits(v_account, v_hold.held, ducto_private.allowance_left(v_account, v_quote),
-      ducto_private.floor_of(v_account, coalesce(p_min_balance, v_quote.min_balance)))
+    if not ducto_private.admits(v_account.balance, v_account.held, v_hold.held,
+      ducto_private.allowance_left(v_account, v_quote), ducto_private.floor_of(v_account, coalesce(p_min_balance, v_quote.min_balance)))
     then
       return ducto_private.hold_refusal('insufficient_credits', v_account);
     end if;
@@ -154,6 +154,7 @@ begin
     plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
   values (v_hold.reservation_id, p_account_id, v_hold.held, v_now, v_hold.expires_at, p_min_balance, v_quote.version,
     v_account.plan_id, p_operation_type, coalesce(p_model, p_usage ->> 'model'), v_quote.resolved_model, p_usage, p_metadata, p_key);
+  perform ducto_private.check_range(v_account.held::numeric + v_hold.held, 'the holds', p_account_id);
   v_account.held := v_account.held + v_hold.held;
   v_account.holds := v_account.holds + 1;
   v_account.holds_due_at := least(v_account.holds_due_at, v_hold.expires_at);
@@ -260,8 +261,10 @@ begin
       return ducto_private.hold_replay(v_key, v_fingerprint, v_account);
     end if;
   end if;
-  v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
-  if v_hold.reservation_id is null then
+  if v_account.account_id is not null then
+    v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  end if;
+  if v_account.account_id is null or v_hold.reservation_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
@@ -276,7 +279,7 @@ begin
   if v_account.plan_id is not null then
     v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
   end if;
-  if not ducto_private.admits(v_account, v_add, ducto_private.allowance_left(v_account, v_terms),
+  if not ducto_private.admits(v_account.balance, v_account.held, v_add, ducto_private.allowance_left(v_account, v_terms),
     ducto_private.floor_of(v_account, coalesce(v_hold.min_balance, v_terms.min_balance)))
   then
     return ducto_private.hold_refusal('insufficient_credits', v_account);
@@ -284,6 +287,7 @@ begin
   if v_due then
     v_account := ducto_private.write_expiry(v_account, v_now);
   end if;
+  perform ducto_private.check_range(v_account.held::numeric + v_add, 'the holds', v_account.account_id);
   v_hold.held := v_hold.held + v_add;
   v_hold.expires_at := greatest(v_hold.expires_at, v_now + make_interval(secs => p_ttl_seconds));
   update ducto_private.reservations as r
@@ -313,8 +317,10 @@ begin
   from ducto_private.accounts as a
   where a.account_id = coalesce(v_hold.account_id, p_user_id)
   for no key update;
-  v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
-  if v_hold.reservation_id is null then
+  if v_account.account_id is not null then
+    v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  end if;
+  if v_account.account_id is null or v_hold.reservation_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   elsif v_hold.status = 'settled' then
     return ducto_private.hold_refusal('reservation_not_active', v_account);

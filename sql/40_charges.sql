@@ -17,17 +17,17 @@ returns ducto.deduction_result
 language plpgsql stable
 as $$
 declare
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
 begin
   select t.*
   into v_row
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.transaction_id = p_id and t.account_id = p_account.account_id;
   if v_row.fingerprint is distinct from p_fingerprint then
     return ducto_private.charge_refusal('idempotency_conflict', p_account);
   end if;
   return row(v_row.transaction_id, v_row.account_id, v_row.amount, v_row.balance_after, true, null, v_row.cost,
-    v_row.allowance_used, v_row.shortfall, v_row.warnings, v_row.revision)::ducto.deduction_result;
+    v_row.allowance_used, v_row.shortfall, coalesce(v_row.warnings, '{}'), v_row.revision)::ducto.deduction_result;
 end
 $$;
 
@@ -41,9 +41,17 @@ as $$
     else floor(p_cost + 0.5) end
 $$;
 
+-- What makes two charges the same request.
+create or replace function ducto_private.charge_fingerprint(
+  p_call text, p_usage jsonb, p_amount bigint, p_model text, p_reservation_id text, p_final boolean) returns bigint
+language sql stable
+as $$
+  select jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, lower(p_reservation_id), p_final), 0)
+$$;
+
 create or replace function ducto_private.check_charge(
   p_account_id text, p_usage jsonb, p_priced boolean, p_model text, p_key text, p_metadata jsonb) returns void
-language plpgsql immutable
+language plpgsql stable
 as $$
 begin
   perform ducto_private.check_text(p_account_id, 'p_user_id');
@@ -77,7 +85,6 @@ declare
   v_account ducto_private.accounts;
   v_now timestamptz;
   v_id uuid;
-  v_row ducto_private.transactions;
   v_hold ducto_private.reservations;
   v_quote ducto_private.quote;
   v_terms ducto_private.quote;
@@ -88,16 +95,11 @@ declare
   v_used bigint := 0;
   v_held bigint := 0;
   v_shortfall bigint := 0;
-  v_warnings text[] := '{}';
+  v_warnings text[];
 begin
-  if not (ducto_private.is_text(p_account_id) and p_metadata is null and p_model is null
-    and (p_key is null or ducto_private.is_text(p_key)) and (p_usage is null or ducto_private.is_plain_usage(p_usage)))
-  then
-    perform ducto_private.check_charge(p_account_id, p_usage, p_amount is null and p_job is null, p_model, p_key, p_metadata);
-  end if;
+  perform ducto_private.check_charge(p_account_id, p_usage, p_amount is null and p_job is null, p_model, p_key, p_metadata);
   if p_key is not null or p_reservation_id is not null then
-    v_fingerprint := jsonb_hash_extended(
-      jsonb_build_array(p_call, p_usage, p_amount, p_model, lower(p_reservation_id), p_final), 0);
+    v_fingerprint := ducto_private.charge_fingerprint(p_call, p_usage, p_amount, p_model, p_reservation_id, p_final);
   end if;
 
   loop
@@ -165,14 +167,16 @@ begin
     end if;
 
     if p_reservation_id is null then
-      if not ducto_private.admits(v_account, v_charged, v_left, ducto_private.floor_of(v_account, v_quote.min_balance)) then
+      if not ducto_private.admits(v_account.balance, v_account.held, v_charged, v_left,
+        ducto_private.floor_of(v_account, v_quote.min_balance))
+      then
         return ducto_private.charge_refusal('insufficient_credits', v_account);
       end if;
     else
       if v_hold.status = 'active' and v_hold.expires_at > v_now then
         v_held := v_hold.held;
       else
-        v_warnings := '{reservation_expired}';
+        v_warnings := '{reservation_expired}'::text[];
       end if;
       -- Above the held amount: all of the account that other holds do not claim, then debt or a refusal.
       if v_charged > v_held then
@@ -181,7 +185,7 @@ begin
         if v_shortfall > 0 and v_quote.overrun = 'reject' then
           return ducto_private.charge_refusal('insufficient_credits', v_account, v_shortfall);
         end if;
-        perform ducto_private.check_balance(v_account, v_used::numeric - v_charged);
+        perform ducto_private.check_range(v_account.balance::numeric + v_used - v_charged, 'the balance', p_account_id);
       end if;
       v_account.held := v_account.held - v_held;
       if v_hold.status = 'active' and v_hold.expires_at > v_now then
@@ -207,7 +211,7 @@ begin
     v_account.allowance_used := v_account.allowance_used + v_used;
   end if;
   v_id := ducto_private.post(v_account, v_now, 'usage', v_used - v_charged, p_key, v_fingerprint, p_metadata, v_quote.cost,
-    v_quote.rounding, coalesce(p_model, p_usage ->> 'model'), v_quote.resolved_model, p_usage, v_quote.version, v_quote.plan_id,
+    coalesce(p_model, p_usage ->> 'model'), v_quote.resolved_model, p_usage, v_quote.version, v_quote.plan_id,
     v_hold.reservation_id, p_allowance_used => v_used, p_shortfall => v_shortfall, p_warnings => v_warnings);
   if p_reservation_id is not null then
     update ducto_private.reservations as r
@@ -219,7 +223,7 @@ begin
     where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id;
   end if;
   return row(v_id, p_account_id, v_used - v_charged, v_account.balance + v_used - v_charged, false, null, v_quote.cost, v_used,
-    v_shortfall, v_warnings, v_account.revision + 1)::ducto.deduction_result;
+    v_shortfall, coalesce(v_warnings, '{}'::text[]), v_account.revision + 1)::ducto.deduction_result;
 end
 $$;
 
@@ -235,7 +239,59 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
+declare
+  v_balance bigint;
+  v_carry numeric;
+  v_seq bigint;
+  v_revision bigint;
+  v_limit bigint;
+  v_now timestamptz;
+  v_quote ducto_private.quote;
+  v_charged bigint;
+  v_id uuid;
 begin
+  -- The plain charge: no hold, and an account that uses nothing but its balance. Lock, decide, write, by the rules of
+  -- charge(); whatever is not plain, or not a success, is left to charge(), which begins with the key.
+  if p_reservation_id is null and p_metadata is null and ducto_private.is_plain_usage(p_metrics)
+    and (p_idempotency_key is null or ducto_private.is_text(p_idempotency_key))
+    and current_setting('transaction_isolation') = 'read committed'
+  then
+    select a.balance, a.carry, a.seq, a.revision, a.credit_limit, a.changed_at
+    into v_balance, v_carry, v_seq, v_revision, v_limit, v_now
+    from ducto_private.accounts as a
+    where a.account_id = p_user_id and a.plain
+    for no key update;
+    if found then
+      begin
+        v_quote := ducto_private.quote(null, p_metrics, null, null, false);
+        v_charged := ducto_private.to_credits(v_quote.cost, v_quote.rounding, v_carry);
+      exception when others then
+        v_charged := null;
+      end;
+      if ducto_private.admits(v_balance, 0, v_charged, 0, v_quote.min_balance - v_limit) then
+        v_now := greatest(ducto_private.clock(), v_now);
+        v_id := ducto_private.new_id(v_now);
+        if v_quote.rounding = 'carry' then
+          v_carry := trim_scale(v_carry + v_quote.cost - v_charged);
+        end if;
+        insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
+          writer, fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
+        values (v_id, v_seq + 1, -v_charged, v_balance - v_charged, 0, v_revision + 1, v_now, pg_current_xact_id(),
+          case when p_idempotency_key is not null
+            then ducto_private.charge_fingerprint('deduct', p_metrics, null, null, null, coalesce(p_final, true)) end,
+          v_quote.version, p_user_id, 'usage', v_carry, v_quote.cost, p_metrics, p_metrics ->> 'model', v_quote.resolved_model,
+          p_idempotency_key)
+        on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
+        if found then
+          update ducto_private.accounts as a
+          set balance = v_balance - v_charged, carry = v_carry, seq = v_seq + 1, revision = v_revision + 1, changed_at = v_now
+          where a.account_id = p_user_id;
+          return row(v_id, p_user_id, -v_charged, v_balance - v_charged, false, null, v_quote.cost, 0, 0, '{}'::text[],
+            v_revision + 1)::ducto.deduction_result;
+        end if;
+      end if;
+    end if;
+  end if;
   return ducto_private.charge('deduct', p_user_id, p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true),
     p_idempotency_key, p_metadata);
 end
@@ -285,7 +341,7 @@ as $$
   select row(null, null, null, 0, coalesce(p_account.balance, 0), p_error, 0, 0, false, coalesce(p_account.revision, 0))::ducto.refund_result
 $$;
 
-create or replace function ducto_private.refund_answer(p_row ducto_private.transactions, p_idempotent boolean)
+create or replace function ducto_private.refund_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.refund_result
 language sql immutable
 as $$
@@ -308,9 +364,9 @@ as $$
 declare
   v_id uuid := ducto_private.to_id(p_transaction_id);
   v_fingerprint bigint;
-  v_charge ducto_private.transactions;
+  v_charge ducto_private.ledger;
   v_account ducto_private.accounts;
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
   v_now timestamptz;
   v_charged numeric;
   v_refunded numeric;
@@ -327,7 +383,7 @@ begin
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('refund_credits', lower(p_transaction_id), p_amount), 0);
   select t.*
   into v_charge
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.transaction_id = v_id and (p_user_id is null or t.account_id = p_user_id);
   select a.*
   into v_account
@@ -336,7 +392,7 @@ begin
   for no key update;
   select t.*
   into v_row
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.account_id = v_account.account_id and t.idempotency_key = p_idempotency_key;
   if found then
     if v_row.fingerprint is distinct from v_fingerprint then
@@ -353,8 +409,9 @@ begin
   end if;
   select coalesce(sum(t.amount - t.allowance_used::numeric + t.allowance_lapsed), 0), coalesce(sum(t.amount), 0)
   into v_refunded, v_to_balance
-  from ducto_private.transactions as t
-  where t.account_id = v_account.account_id and t.refers_to = v_charge.transaction_id and t.type = 'refund';
+  from ducto_private.transaction_details as d
+  join ducto_private.ledger as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+  where d.account_id = v_account.account_id and d.refers_to = v_charge.transaction_id and t.type = 'refund';
   if v_refunded >= v_charged then
     return ducto_private.refund_refusal('already_refunded', v_account);
   elsif p_amount > v_charged - v_refunded then
@@ -373,7 +430,7 @@ begin
     v_restored := least(v_to_allowance, v_account.allowance_used);
     v_account.allowance_used := v_account.allowance_used - v_restored;
   end if;
-  perform ducto_private.check_balance(v_account, v_to_balance);
+  perform ducto_private.check_range(v_account.balance::numeric + v_to_balance, 'the balance', v_account.account_id);
   v_id := ducto_private.post(v_account, v_now, 'refund', v_to_balance, p_idempotency_key, v_fingerprint, p_metadata,
     p_model => v_charge.model, p_resolved_model => v_charge.resolved_model, p_refers_to => v_charge.transaction_id,
     p_actor_id => v_charge.actor_id, p_allowance_used => -v_restored, p_allowance_lapsed => v_to_allowance - v_restored,

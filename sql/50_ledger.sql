@@ -1,26 +1,38 @@
 -- Reading the ledger.
 
-create or replace function ducto_private.transaction_answer(p_row ducto_private.transactions) returns ducto.transaction
-language sql immutable
+-- How the config of a version turns cost into credits.
+create or replace function ducto_private.rounding_of(p_version integer, p_type text) returns text
+language plpgsql stable
+as $$
+begin
+  return (
+    select coalesce(v.config ->> 'rounding', 'carry')
+    from ducto_private.pricing_versions as v
+    where v.version = p_version and p_type = 'usage');
+end
+$$;
+
+create or replace function ducto_private.transaction_answer(p_row ducto_private.ledger) returns ducto.transaction
+language sql stable
 as $$
   select row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
-    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, p_row.rounding, p_row.actor_id, p_row.model,
+    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.actor_id, p_row.model,
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.reservation_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
     p_row.metadata, p_row.created_at, null)::ducto.transaction
 $$;
 
 create or replace function ducto_private.find_transaction(p_transaction_id text, p_user_id text)
-returns ducto_private.transactions
+returns ducto_private.ledger
 language plpgsql stable
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_transaction_id);
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
 begin
   select t.*
   into v_row
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   where t.transaction_id = v_id and (p_user_id is null or t.account_id = p_user_id);
   return v_row;
 end
@@ -32,7 +44,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
   v_refusal ducto.transaction;
 begin
   v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
@@ -79,7 +91,7 @@ begin
   end if;
   return query
   select a.*
-  from ducto_private.transactions as t
+  from ducto_private.ledger as t
   cross join lateral ducto_private.transaction_answer(t) as a
   where t.account_id = p_user_id
     and t.seq > v_from
@@ -93,7 +105,7 @@ comment on function ducto.list_transactions is
   'An account''s ledger, newest first; p_before is the last seq seen. p_from and p_to bound created_at: [p_from, p_to).';
 
 -- The formulas by which a usage was priced, as the config of that version has them.
-create or replace function ducto_private.formulas_of(p_row ducto_private.transactions) returns jsonb
+create or replace function ducto_private.formulas_of(p_row ducto_private.ledger) returns jsonb
 language plpgsql stable
 as $$
 declare
@@ -102,7 +114,7 @@ declare
   v_overrides jsonb;
 begin
   if p_row.usage is null then
-    return '{}';
+    return '{}'::jsonb;
   end if;
   select v.config
   into v_config
@@ -130,9 +142,9 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_row ducto_private.transactions;
+  v_row ducto_private.ledger;
   v_quote ducto_private.quote;
-  v_parts jsonb := '{}';
+  v_parts jsonb := '{}'::jsonb;
   v_answer ducto.explanation;
 begin
   v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
@@ -156,7 +168,7 @@ begin
       select t.carry_after
       from ducto_private.transactions as t
       where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
-    v_row.carry_after, v_row.rounding, v_row.usage, v_row.pricing_version, v_row.plan_id, v_row.resolved_model,
+    v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version, v_row.plan_id, v_row.resolved_model,
     ducto_private.formulas_of(v_row), v_parts, null)::ducto.explanation;
 end
 $$;

@@ -9,12 +9,14 @@ begin
   return query
   with rows as (
     select t.*,
+      coalesce(v.config ->> 'rounding', 'carry') as rounding,
       lag(t.seq, 1, 0::bigint) over w as seq_before,
       lag(t.balance_after, 1, 0::bigint) over w as balance_before,
       lag(t.carry_after, 1, 0::numeric) over w as carry_before,
       lag(t.created_at, 1, '-infinity'::timestamptz) over w as time_before,
       lag(t.revision, 1, 0::bigint) over w as revision_before
-    from ducto_private.transactions as t
+    from ducto_private.ledger as t
+    left join ducto_private.pricing_versions as v on v.version = t.pricing_version
     where p_account_id is null or t.account_id = p_account_id
     window w as (partition by t.account_id order by t.seq)
   ), totals as (
@@ -60,6 +62,11 @@ begin
     from accounts as a
     where a.changed_at < a.last_at or a.revision < a.last_revision
     union all
+    select a.account_id, 'plain means nothing but a balance', ducto_private.is_plain(b)::text, b.plain::text, null
+    from accounts as a
+    join ducto_private.accounts as b on b.account_id = a.account_id
+    where b.plain <> ducto_private.is_plain(b)
+    union all
     select a.account_id, 'lifetime_purchased is purchases less their removals', coalesce(a.purchased, 0)::text,
       a.lifetime_purchased::text, null
     from accounts as a
@@ -96,7 +103,7 @@ begin
       ducto_private.to_credits(r.cost, r.rounding, r.carry_before)::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
     from rows as r
     where r.type = 'usage'
-      and r.allowance_used - r.amount <> ducto_private.to_credits(r.cost, r.rounding, r.carry_before)
+      and r.allowance_used - r.amount is distinct from ducto_private.to_credits(r.cost, r.rounding, r.carry_before)
     union all
     select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounding = 'carry'
         then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
@@ -120,7 +127,13 @@ begin
       r.transaction_id::text
     from rows as r
     left join ducto_private.transactions as c on c.transaction_id = r.refers_to and c.account_id = r.account_id
-    where r.refers_to is not null and coalesce(c.seq, r.seq) >= r.seq
+    where (r.refers_to is not null or r.type = 'refund') and coalesce(c.seq, r.seq) >= r.seq
+    union all
+    select r.account_id, 'a settlement belongs to a hold', r.reservation_id::text, 'none', r.transaction_id::text
+    from rows as r
+    where r.reservation_id is not null and not exists (
+      select from ducto_private.reservations as h
+      where h.reservation_id = r.reservation_id and h.account_id = r.account_id)
     union all
     select x.account_id, 'removals and expiry stay within the grant', g.amount::text, x.gone::text, g.transaction_id::text
     from (

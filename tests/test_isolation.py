@@ -1,0 +1,477 @@
+"""Callers at REPEATABLE READ and SERIALIZABLE, in read-only transactions, and with savepoints of their own.
+
+A caller whose snapshot is older than what another session has done since is right or gets 40001, never wrong.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+
+from ducto_pg import CreditManager
+from ducto_pg.calls import Calls
+from ducto_pg.errors import ConcurrencyError, DuctoError
+
+Connection = psycopg.Connection[Any]
+Connect = Callable[..., Connection]
+Scene = dict[str, str]
+Step = Callable[[CreditManager, Scene], Any]
+
+CONFIG: dict[str, Any] = {
+    "models": {"gpt-4": "input_tokens * 0.5", "inverse": "1 / input_tokens"},
+    "fixed": {"report": 7},
+    "min_balance": 0,
+}
+DEARER: dict[str, Any] = {**CONFIG, "models": {"gpt-4": "input_tokens * 3"}, "fixed": {"report": 70}}
+USAGE = {"model": "gpt-4", "input_tokens": 60}
+
+STRICT = [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+LEVELS = [IsolationLevel.READ_COMMITTED, *STRICT]
+
+# What changes an account; each step succeeds in a fresh scene.
+STEPS: dict[str, Step] = {
+    "hold": lambda m, at: m.reserve_credits(at["user"], 30),
+    "hold an estimate": lambda m, at: m.reserve(at["user"], USAGE),
+    "hold with a key": lambda m, at: m.reserve_credits(at["user"], 30, idempotency_key="one"),
+    "extend": lambda m, at: m.extend_reservation(at["hold"], 30),
+    "release": lambda m, at: m.release_reservation(at["hold"]),
+    "charge": lambda m, at: m.deduct_credits(at["user"], 30),
+    "charge usage": lambda m, at: m.deduct(at["user"], USAGE),
+    "charge with a key": lambda m, at: m.deduct_credits(at["user"], 30, idempotency_key="one"),
+    "charge a job": lambda m, at: m.deduct_fixed(at["user"], "report"),
+    "settle": lambda m, at: m.deduct_credits(at["user"], 30, at["hold"]),
+    "settle a part": lambda m, at: m.deduct(at["user"], USAGE, reservation_id=at["hold"], final=False),
+    "refund": lambda m, at: m.refund_credits(at["charge"]),
+    "add": lambda m, at: m.add_credits(at["user"], 5),
+    "add with a key": lambda m, at: m.add_credits(at["user"], 5, idempotency_key="one"),
+    "remove": lambda m, at: m.remove_credits(at["user"], 30, transaction_id=at["grant"]),
+    "limit": lambda m, at: m.set_credit_limit(at["user"], 3),
+}
+
+# Every call that only reads.
+READS: dict[str, Step] = {
+    "calculate_cost": lambda m, at: m.calculate_cost(USAGE, at["user"]),
+    "explain_transaction": lambda m, at: m.explain_transaction(at["charge"]),
+    "get_active_pricing": lambda m, at: m.get_active_pricing(),
+    "get_balance": lambda m, at: m.get_balance(at["user"]),
+    "get_pricing_config": lambda m, at: m.get_pricing_config(1),
+    "get_pricing_history": lambda m, at: m.get_pricing_history(),
+    "get_reservation": lambda m, at: m.get_reservation(at["hold"]),
+    "get_transaction": lambda m, at: m.get_transaction(at["charge"]),
+    "list_reservations": lambda m, at: m.list_reservations(at["user"]),
+    "list_transactions": lambda m, at: m.list_transactions(at["user"]),
+    "verify_ledger": lambda m, at: m.verify_ledger(at["user"]),
+    "version": lambda m, at: m.version(),
+}
+
+
+@pytest.fixture
+def other(conn: Connection) -> CreditManager:
+    """The session that is first, in autocommit; prices are published."""
+    manager = CreditManager(conn)
+    manager.publish_pricing(CONFIG)
+    return manager
+
+
+@pytest.fixture(params=STRICT, ids=lambda level: level.name)
+def late_conn(request: pytest.FixtureRequest, connect: Connect) -> Connection:
+    """The session that took its snapshot too early."""
+    session = connect(autocommit=False)
+    session.isolation_level = request.param
+    return session
+
+
+@pytest.fixture
+def late(late_conn: Connection) -> CreditManager:
+    return CreditManager(late_conn)
+
+
+def scene(manager: CreditManager, user: str) -> Scene:
+    """An account with balance 80, of which 30 are held, and a charge of 20."""
+    grant = manager.add_credits(user, 100).or_raise()
+    charge = manager.deduct_credits(user, 20).or_raise()
+    hold = manager.reserve_credits(user, 30).or_raise()
+    return {
+        "user": user,
+        "grant": grant.transaction_id,
+        "charge": charge.transaction_id,
+        "hold": hold.reservation_id,
+    }
+
+
+def take_snapshot(conn: Connection) -> None:
+    conn.rollback()
+    conn.execute("select count(*) from ducto_private.accounts")
+
+
+def contents(conn: Connection) -> list[Any]:
+    """All that ducto_pg remembers of accounts and prices."""
+    return [
+        conn.execute(f"select t from ducto_private.{table} as t order by t::text".encode()).fetchall()
+        for table in (
+            "accounts",
+            "transactions",
+            "reservations",
+            "hold_keys",
+            "pricing_versions",
+            "activations",
+            "plans",
+        )
+    ]
+
+
+class TestOlderSnapshots:
+    def test_whatever_changed_the_account_stops_whatever_would(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        wrong = []
+        for first, change in STEPS.items():
+            for then, step in STEPS.items():
+                at = scene(other, f"{first}, {then}")
+                take_snapshot(late_conn)
+                change(other, at).or_raise()
+                try:
+                    answer = step(late, at)
+                    late_conn.commit()
+                except ConcurrencyError:
+                    pass
+                else:
+                    wrong.append((first, then, answer))
+        late_conn.rollback()
+        assert wrong == []
+        assert other.verify_ledger() == []
+
+    @pytest.mark.parametrize(
+        ("first", "then", "answer"),
+        [
+            ("hold", "hold", "insufficient_credits"),
+            ("charge", "hold", "insufficient_credits"),
+            ("hold", "charge", "insufficient_credits"),
+            ("hold", "extend", "insufficient_credits"),
+            ("settle", "settle a part", "reservation_not_active"),
+            ("refund", "refund", "already_refunded"),
+            ("release", "settle", "reservation_not_active"),
+            ("hold with a key", "hold with a key", None),
+            ("charge with a key", "charge with a key", None),
+            ("charge with a key", "add with a key", "idempotency_conflict"),
+        ],
+    )
+    def test_tried_again_it_is_decided_on_what_is_there_now(
+        self,
+        other: CreditManager,
+        late: CreditManager,
+        late_conn: Connection,
+        first: str,
+        then: str,
+        answer: str | None,
+    ) -> None:
+        at = scene(other, "alice")
+        take_snapshot(late_conn)
+        STEPS[first](other, at).or_raise()
+        with pytest.raises(ConcurrencyError):
+            STEPS[then](late, at)
+        late_conn.rollback()
+        again = STEPS[then](late, at)
+        late_conn.commit()
+        assert again.error == answer
+        assert again.idempotent == (not answer)
+        assert other.verify_ledger() == []
+
+    def test_prices_published_in_between(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        """The dispatcher is always the newest; a version that the snapshot cannot see is never recorded."""
+        outcomes: dict[str, str] = {}
+        for then, step in STEPS.items():
+            at = scene(other, then)
+            take_snapshot(late_conn)
+            visible = len(late.get_pricing_history())
+            other.publish_pricing({**DEARER, "metrics": {f"m{len(outcomes)}": 0}})
+            try:
+                step(late, at)
+                late_conn.commit()
+                outcomes[then] = "right"
+            except ConcurrencyError:
+                outcomes[then] = "40001"
+            newest = other.list_transactions(at["user"], 1)[0]
+            assert (newest.pricing_version or 0) <= visible, then
+        assert {then for then, outcome in outcomes.items() if outcome == "right"} >= {
+            "settle",
+            "refund",
+            "add",
+            "release",
+        }
+        assert {then for then, outcome in outcomes.items() if outcome == "40001"} >= {
+            "charge usage",
+            "hold an estimate",
+        }
+        take_snapshot(late_conn)
+        other.publish_pricing(CONFIG, "again")
+        with pytest.raises(ConcurrencyError):
+            late.calculate_cost(USAGE)
+        check_costs(other)
+
+    def test_an_older_version_activated_in_between(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        other.publish_pricing(DEARER)
+        other.add_credits("alice", 1000)
+        take_snapshot(late_conn)
+        other.activate_pricing(1)
+        try:
+            late.deduct("alice", USAGE).or_raise()
+            late.reserve("alice", USAGE).or_raise()
+            late_conn.commit()
+        except ConcurrencyError:
+            late_conn.rollback()
+        check_costs(other)
+
+    def test_an_account_opened_in_between(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        other.publish_pricing({**CONFIG, "signup_bonus": 50})
+        opening = ["hold", "hold an estimate", "charge", "charge usage", "charge a job", "add", "limit"]
+        for first in opening:
+            for then in opening:
+                user = f"{first}, {then}"
+                take_snapshot(late_conn)
+                STEPS[first](other, {"user": user}).or_raise()
+                with pytest.raises(ConcurrencyError):
+                    STEPS[then](late, {"user": user})
+                late_conn.rollback()
+                STEPS[then](late, {"user": f"{user}, alone"}).or_raise()
+                late_conn.commit()
+                bonuses = [row.amount for row in rows(other, user) if row.type == "signup_bonus"]
+                assert bonuses == [50], user
+        assert other.verify_ledger() == []
+
+    def test_a_bonus_published_in_between(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        for bonus, step in enumerate(STEPS.values(), 50):
+            other.publish_pricing({**CONFIG, "signup_bonus": bonus})
+            take_snapshot(late_conn)
+            other.publish_pricing({**CONFIG, "signup_bonus": bonus + 1000})
+            try:
+                step(late, {"user": f"newcomer {bonus}", "hold": "", "charge": "", "grant": ""})
+                late_conn.commit()
+            except ConcurrencyError:
+                late_conn.rollback()
+        for row in (row for bonus in range(50, 50 + len(STEPS)) for row in rows(other, f"newcomer {bonus}")):
+            if row.type == "signup_bonus":
+                assert row.pricing_version
+                config = other.get_pricing_config(row.pricing_version).config
+                assert config
+                assert config.signup_bonus == row.amount
+        assert other.verify_ledger() == []
+
+    def test_it_reads_what_its_snapshot_shows(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        at = scene(other, "alice")
+        take_snapshot(late_conn)
+        before = {name: read(late, at) for name, read in READS.items()}
+        for change in STEPS.values():
+            change(other, at)
+        assert {name: read(late, at) for name, read in READS.items()} == before
+        balance = before["get_balance"]
+        assert (balance.balance, balance.reserved) == (80, 30)
+
+    @pytest.mark.parametrize("then", ["publish", "activate"])
+    @pytest.mark.parametrize("first", ["publish", "activate"])
+    def test_publishing_and_activating(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection, first: str, then: str
+    ) -> None:
+        def run(manager: CreditManager, what: str, config: dict[str, Any], version: int) -> None:
+            if what == "publish":
+                manager.publish_pricing(config)
+            else:
+                manager.activate_pricing(version)
+
+        other.publish_pricing({**CONFIG, "fixed": {"a": 2}})
+        other.publish_pricing({**CONFIG, "fixed": {"a": 3}})
+        take_snapshot(late_conn)
+        run(other, first, {**CONFIG, "fixed": {"a": 4}}, 1)
+        try:
+            run(late, then, {**CONFIG, "fixed": {"a": 5}}, 2)
+            late_conn.commit()
+        except ConcurrencyError:
+            late_conn.rollback()
+        run(late, then, {**CONFIG, "fixed": {"a": 6}}, 2)
+        late_conn.commit()
+        history = other.get_pricing_history()
+        assert sorted(item.version for item in history) == list(range(1, len(history) + 1))
+        steps = (
+            connection(other)
+            .execute("select a.from_version, a.version from ducto_private.activations as a order by a.activation_id")
+            .fetchall()
+        )
+        assert [before for before, _ in steps] == [None, *[after for _, after in steps[:-1]]]
+        active = other.get_active_pricing()
+        assert active
+        assert active.version == steps[-1][1] == other.calculate_cost(USAGE).pricing_version
+
+    def test_sessions_that_share_no_account_do_not_disturb_each_other(
+        self, other: CreditManager, late: CreditManager, late_conn: Connection
+    ) -> None:
+        mine, theirs = scene(other, "alice"), scene(other, "bob")
+        take_snapshot(late_conn)
+        for change in STEPS.values():
+            change(other, theirs)
+        late.deduct("alice", USAGE).or_raise()
+        late.deduct_credits("alice", 30, mine["hold"]).or_raise()
+        late_conn.commit()
+        assert other.get_balance("alice").balance == 20
+        assert other.verify_ledger() == []
+
+
+def connection(manager: CreditManager) -> Connection:
+    source = manager._source
+    assert isinstance(source, psycopg.Connection)
+    return source
+
+
+def rows(manager: CreditManager, *users: str) -> list[Any]:
+    return [row for user in users for row in manager.list_transactions(user)]
+
+
+def check_costs(manager: CreditManager) -> None:
+    """Each charge's recorded version prices its usage to its recorded cost; the ledger is sound."""
+    found = (
+        connection(manager)
+        .execute(
+            """
+            select t.transaction_id, t.cost, (ducto.calculate_cost(t.usage, null, t.pricing_version)).total
+            from ducto_private.transactions as t where t.usage is not null
+            union all
+            select r.reservation_id, r.held, ceil((ducto.calculate_cost(r.metrics, null, r.pricing_version)).total)
+            from ducto_private.reservations as r where r.metrics is not null and r.charged = 0 and r.status = 'active'
+            """
+        )
+        .fetchall()
+    )
+    assert [row for row in found if row[1] != row[2]] == []
+    assert manager.verify_ledger() == []
+
+
+class TestReadOnly:
+    def test_every_reading_call_is_tried(self, conn: Connection) -> None:
+        names = conn.execute(
+            "select p.proname from pg_proc as p"
+            " where p.pronamespace = 'ducto'::regnamespace and p.provolatile <> 'v' order by 1"
+        ).fetchall()
+        assert [name for (name,) in names] == sorted(READS)
+        assert all(hasattr(Calls, name) for name in READS)
+
+    @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+    @pytest.mark.parametrize("deferrable", [False, True], ids=["", "deferrable"])
+    def test_reads_answer_in_a_read_only_transaction(
+        self, other: CreditManager, connect: Connect, level: IsolationLevel, deferrable: bool
+    ) -> None:
+        at = scene(other, "alice")
+        session = connect(autocommit=False)
+        session.isolation_level, session.read_only, session.deferrable = level, True, deferrable
+        for name, read in READS.items():
+            assert read(CreditManager(session), at) == read(other, at), name
+
+    def test_writes_are_refused_there(self, other: CreditManager, connect: Connect, conn: Connection) -> None:
+        at = scene(other, "alice")
+        before = contents(conn)
+        session = connect(autocommit=False)
+        session.read_only = True
+        for step in STEPS.values():
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                step(CreditManager(session), at)
+            session.rollback()
+        assert contents(conn) == before
+
+
+REFUSED: dict[str, Step] = {
+    "insufficient_credits": lambda m, at: m.deduct_credits(at["user"], 51),
+    "account_not_found": lambda m, at: m.deduct_credits("nobody", 1),
+    "reservation_not_found": lambda m, at: m.deduct_credits(at["user"], 1, at["charge"]),
+    "reservation_not_active": lambda m, at: m.extend_reservation(at["released"], 1),
+    "transaction_not_found": lambda m, at: m.refund_credits(at["charge"], user_id="bob"),
+    "not_refundable": lambda m, at: m.refund_credits(at["grant"]),
+    "refund_exceeds_original": lambda m, at: m.refund_credits(at["charge"], 21),
+    "exceeds_grant": lambda m, at: m.remove_credits(at["user"], 101, transaction_id=at["grant"]),
+    "idempotency_conflict": lambda m, at: m.deduct_credits(at["user"], 2, idempotency_key="key"),
+}
+MISUSE: dict[str, Step] = {
+    "22023": lambda m, at: m.deduct_credits(at["user"], -1),
+    "DU002": lambda m, at: m.calculate_cost(USAGE, version=99),
+    "DU003": lambda m, at: m.deduct(at["user"], {"model": "unheard-of", "input_tokens": 1}),
+    "DU004": lambda m, at: m.deduct_fixed(at["user"], "reprot"),
+    "DU005": lambda m, at: m.deduct(at["user"], {**USAGE, "inputTokens": 1}),
+    "DU006": lambda m, at: m.deduct(at["user"], {"model": "inverse", "input_tokens": 0}),
+}
+
+
+class TestTheCallersTransaction:
+    @pytest.fixture
+    def at(self, other: CreditManager) -> Scene:
+        at = scene(other, "alice")
+        at["released"] = other.reserve_credits("alice", 1).or_raise().reservation_id
+        other.release_reservation(at["released"]).or_raise()
+        other.add_credits("alice", 1, idempotency_key="key").or_raise()
+        other.remove_credits("alice", 1).or_raise()
+        return at
+
+    @pytest.fixture(params=LEVELS, ids=lambda level: level.name)
+    def session(self, request: pytest.FixtureRequest, connect: Connect) -> Connection:
+        session = connect(autocommit=False)
+        session.isolation_level = request.param
+        return session
+
+    def test_it_goes_on_after_every_refusal(
+        self, other: CreditManager, at: Scene, session: Connection, conn: Connection
+    ) -> None:
+        before = contents(conn)
+        manager = CreditManager(session)
+        session.execute("create temp table mine (id text)")
+        for code, refused in REFUSED.items():
+            session.execute("insert into mine values (%s)", [code])
+            assert refused(manager, at).error == code
+        session.commit()
+        assert contents(conn) == before
+        assert session.execute("select count(*) from mine").fetchall() == [(len(REFUSED),)]
+
+    def test_misuse_is_undone_by_a_savepoint(
+        self, other: CreditManager, at: Scene, session: Connection, conn: Connection
+    ) -> None:
+        manager = CreditManager(session)
+        with session.transaction():
+            manager.deduct_credits("alice", 10).or_raise()
+            for code, misuse in MISUSE.items():
+                with pytest.raises(DuctoError) as raised, session.transaction():
+                    [manager.deduct_credits("alice", 10).or_raise(), misuse(manager, at)]
+                assert raised.value.code == code
+        assert other.get_balance("alice").balance == 70
+        assert other.verify_ledger() == []
+
+    def test_what_is_rolled_back_never_was(self, other: CreditManager, session: Connection, conn: Connection) -> None:
+        manager = CreditManager(session)
+        for name, step in STEPS.items():
+            at = scene(other, name)
+            before = contents(conn)
+            with session.transaction(force_rollback=True):
+                step(manager, at).or_raise()
+            assert contents(conn) == before, name
+            with session.transaction():
+                with session.transaction(force_rollback=True):
+                    step(manager, at).or_raise()
+                assert not getattr(step(manager, at).or_raise(), "idempotent", False), name
+        assert other.verify_ledger() == []
+
+    def test_several_calls_are_one_unit(self, other: CreditManager, session: Connection, conn: Connection) -> None:
+        manager = CreditManager(session)
+        with session.transaction():
+            at = scene(manager, "carol")
+            for step in ("charge with a key", "hold with a key", "settle a part", "settle", "refund", "extend"):
+                STEPS[step](manager, at)
+            assert other.get_balance("carol").revision == 0
+            inside = manager.get_balance("carol")
+        assert other.get_balance("carol") == inside
+        assert other.verify_ledger() == []

@@ -1,0 +1,296 @@
+"""What went wrong in systems of this kind, tried here: one short test for each lesson that no other test tells."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from conftest import Clock, Connect, Connection
+from psycopg import sql
+
+import ducto_pg
+from ducto_pg import CreditManager
+
+Answer = TypeVar("Answer")
+
+SESSIONS = 8
+CONFIG: dict[str, Any] = {
+    "models": {"any": "points"},
+    "tools": {"browse": "tool_calls * 2", "_default": "tool_calls * 5"},
+    "fixed": {"report": 7},
+    "metrics": {"points": 0},
+    "min_balance": 0,
+}
+REFUSALS = """
+    insufficient_credits account_not_found is_a_team spend_cap_exceeded reservation_not_found reservation_not_active
+    transaction_not_found not_refundable already_refunded refund_exceeds_original exceeds_grant plan_not_found
+    cap_not_found team_exists team_not_found not_a_member member_cap_exceeded idempotency_conflict
+"""
+
+
+@pytest.fixture
+def credits(conn: Connection) -> CreditManager:
+    """Prices, and `u` with 100 credits."""
+    manager = CreditManager(conn)
+    manager.publish_pricing(CONFIG, "first")
+    manager.add_credits("u", 100).or_raise()
+    return manager
+
+
+def together(connect: Connect, call: Callable[[CreditManager, int], Answer]) -> list[Answer]:
+    """What as many sessions are answered that call at the same moment; each gets its number."""
+    managers = [CreditManager(connect()) for _ in range(SESSIONS)]
+    start = threading.Barrier(SESSIONS)
+
+    def session(number: int) -> Answer:
+        start.wait()
+        return call(managers[number], number)
+
+    with ThreadPoolExecutor(SESSIONS) as threads:
+        return list(threads.map(session, range(SESSIONS)))
+
+
+KEYED: dict[str, Callable[[CreditManager, str], Any]] = {
+    "deduct": lambda m, _: m.deduct("u", {"model": "any", "points": 5}, idempotency_key="k"),
+    "deduct_credits": lambda m, _: m.deduct_credits("u", 5, idempotency_key="k"),
+    "deduct_fixed": lambda m, _: m.deduct_fixed("u", "report", idempotency_key="k"),
+    "reserve": lambda m, _: m.reserve("u", {"model": "any", "points": 5}, idempotency_key="k"),
+    "reserve_credits": lambda m, _: m.reserve_credits("u", 5, idempotency_key="k"),
+    "add_credits": lambda m, _: m.add_credits("u", 5, idempotency_key="k"),
+    "add_credits to a new account": lambda m, _: m.add_credits("new", 5, idempotency_key="k"),
+    "remove_credits": lambda m, _: m.remove_credits("u", 5, idempotency_key="k"),
+    "refund_credits": lambda m, charge: m.refund_credits(charge, 5, idempotency_key="k"),
+}
+
+
+@pytest.mark.parametrize("call", KEYED.values(), ids=KEYED)
+def test_simultaneous_calls_with_one_key_have_one_effect_and_one_answer(
+    credits: CreditManager, connect: Connect, call: Callable[[CreditManager, str], Any]
+) -> None:
+    charge = credits.deduct_credits("u", 50).or_raise().transaction_id
+    answers = together(connect, lambda manager, _: call(manager, charge).or_raise())
+    assert sorted(answer.idempotent for answer in answers) == [False] + [True] * (SESSIONS - 1)
+    assert len({answer.model_copy(update={"idempotent": True}).model_dump_json() for answer in answers}) == 1
+    assert credits.verify_ledger() == []
+
+
+def test_the_bonus_of_an_account_that_many_sessions_open_is_given_once(connect: Connect, conn: Connection) -> None:
+    CreditManager(conn).publish_pricing(CONFIG | {"signup_bonus": 20})
+    answers = together(connect, lambda manager, _: manager.deduct_credits("new", 3))
+    assert sorted(answer.error or "" for answer in answers) == [""] * 6 + ["insufficient_credits"] * 2
+    types = [row.type for row in CreditManager(conn).list_transactions("new")]
+    assert types == ["usage"] * 6 + ["signup_bonus"]
+    assert CreditManager(conn).verify_ledger() == []
+
+
+def test_charges_and_holds_of_many_sessions_never_overspend(credits: CreditManager, connect: Connect) -> None:
+    def spend(manager: CreditManager, number: int) -> int:
+        if number % 2:
+            return -manager.deduct_credits("u", 30).amount
+        return manager.reserve_credits("u", 30).amount
+
+    assert sum(together(connect, spend)) == 90
+    balance = credits.get_balance("u")
+    assert balance.balance - (balance.reserved or 0) == 10
+    assert credits.verify_ledger() == []
+
+
+def test_an_empty_account_refuses_many_sessions_in_words(credits: CreditManager, connect: Connect) -> None:
+    credits.remove_credits("u", 100).or_raise()
+    assert {hold.error for hold in together(connect, lambda m, _: m.reserve_credits("u", 0))} == {None}
+    assert {hold.error for hold in together(connect, lambda m, _: m.reserve_credits("u", 1))} == {
+        "insufficient_credits"
+    }
+
+
+def test_an_allowance_is_not_used_twice_by_many_sessions(connect: Connect, conn: Connection) -> None:
+    plans = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
+    CreditManager(conn).publish_pricing(CONFIG | {"plans": plans, "default_plan": "free"})
+    answers = together(connect, lambda manager, _: manager.deduct_credits("u", 3))
+    assert sum(answer.allowance_used for answer in answers) == 9
+    assert {answer.amount for answer in answers} == {0}
+
+
+def test_refunds_of_many_sessions_never_exceed_the_charge(credits: CreditManager, connect: Connect) -> None:
+    charge = credits.deduct_credits("u", 12).or_raise().transaction_id
+    refunds = together(connect, lambda manager, _: manager.refund_credits(charge, 5))
+    assert sorted(refund.error or "" for refund in refunds) == ["", ""] + ["refund_exceeds_original"] * 6
+    assert credits.get_balance("u").balance == 98
+
+
+def test_a_hold_that_many_sessions_settle_ends_once(credits: CreditManager, connect: Connect) -> None:
+    hold = credits.reserve_credits("u", 50).or_raise().reservation_id
+
+    def settle(manager: CreditManager, number: int) -> tuple[str, bool]:
+        answer = manager.deduct_credits("u", 40 + number % 2, reservation_id=hold)
+        return answer.error or "", answer.idempotent
+
+    answers = together(connect, settle)
+    assert answers.count(("", False)) == 1
+    assert answers.count(("", True)) == 3
+    assert answers.count(("idempotency_conflict", False)) == 4
+    assert credits.get_balance("u").balance in (59, 60)
+    assert credits.verify_ledger() == []
+
+
+def test_publishers_at_the_same_moment_get_versions_of_their_own(connect: Connect, conn: Connection) -> None:
+    versions = together(
+        connect, lambda manager, number: manager.publish_pricing(CONFIG | {"min_balance": number}).version
+    )
+    assert sorted(versions) == list(range(1, SESSIONS + 1))
+    history = CreditManager(conn).get_pricing_history()
+    assert [item.active for item in history].count(True) == 1
+    assert history[0].active
+
+
+def test_a_session_that_has_charged_before_charges_the_price_published_since(
+    credits: CreditManager, connect: Connect
+) -> None:
+    session = connect(autocommit=False)
+    charges = CreditManager(session)
+    usage = {"model": "any", "points": 2}
+    for _ in range(7):
+        assert charges.deduct("u", usage).or_raise().amount == -2
+    session.rollback()
+    charges.get_balance("u")
+    credits.publish_pricing(CONFIG | {"models": {"any": "points * 3"}})
+    assert charges.deduct("u", usage).or_raise().amount == -6
+    assert charges.calculate_cost(usage).total == 6
+
+
+def test_answer_ledger_and_balance_tell_the_same_amount(conn: Connection) -> None:
+    for rounding in ("carry", "up", "down", "half_up"):
+        manager = CreditManager(conn)
+        manager.publish_pricing(CONFIG | {"rounding": rounding})
+        before = manager.add_credits(rounding, 50).or_raise().new_balance
+        for points in ("0.000000000001", "0.5", "1.5", "2.999999999999"):
+            usage = {"model": "any", "points": Decimal(points)}
+            answer = manager.deduct(rounding, usage).or_raise()
+            row = manager.get_transaction(answer.transaction_id).or_raise()
+            assert (row.amount, row.cost) == (answer.amount, answer.cost) == (answer.amount, Decimal(points))
+            assert row.balance_after == answer.balance_after == before + answer.amount
+            assert manager.get_balance(rounding).balance == answer.balance_after
+            before = answer.balance_after
+
+
+def test_a_named_tool_is_not_priced_as_one_of_the_rest_too(credits: CreditManager) -> None:
+    told = {"tool_calls": [{"name": "browse"}, {"name": "browse"}, {"name": "other"}]}
+    assert credits.calculate_cost(told).tool_credits == 2 * 2 + 5
+
+
+def test_a_job_costs_its_credits_and_nothing_of_a_model(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    manager.publish_pricing(CONFIG | {"models": {"_default": "3 + points"}})
+    manager.add_credits("u", 20).or_raise()
+    assert manager.deduct_fixed("u", "report").or_raise().amount == -7
+
+
+def test_activating_an_earlier_version_brings_its_plans_back(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    for allowance in (10, 40):
+        plans = {"free": {"id": "free", "name": "Free", "free_allowance": allowance}}
+        manager.publish_pricing(CONFIG | {"plans": plans, "default_plan": "free"})
+    manager.set_credit_limit("u", 0)
+    assert manager.get_balance("u").available == 40
+    manager.activate_pricing(1)
+    assert manager.get_balance("u").available == 10
+
+
+def test_a_label_and_a_plan_come_back_as_they_were_given(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    plans = {"Pro plan": {"id": "Pro plan", "name": "Pro", "free_allowance": 5}}
+    manager.publish_pricing(CONFIG | {"plans": plans, "default_plan": "Pro plan"}, "spring")
+    active = manager.get_active_pricing()
+    assert active is not None
+    assert (active.label, manager.get_pricing_history()[0].label) == ("spring", "spring")
+    charge = manager.deduct_credits("u", 1).or_raise().transaction_id
+    assert manager.get_transaction(charge).or_raise().plan_id == "Pro plan"
+
+
+def test_pages_of_holds_taken_at_the_same_moment_lose_none(credits: CreditManager, clock: Clock) -> None:
+    clock.set("2030-01-01")
+    first = [credits.reserve_credits("u", 1).or_raise().reservation_id for _ in range(4)]
+    clock.set("2030-01-01T00:00:01")
+    second = [credits.reserve_credits("u", 1).or_raise().reservation_id for _ in range(4)]
+    page = credits.list_reservations("u", limit=3)
+    assert {hold.reservation_id for hold in page} == set(second)
+    rest = credits.list_reservations("u", limit=3, before=page[-1].created_at)
+    assert {hold.reservation_id for hold in rest} == set(first)
+    assert credits.list_reservations("u", limit=3, before=rest[-1].created_at) == []
+
+
+def test_every_refusal_is_one_of_the_list(conn: Connection) -> None:
+    found = conn.execute(
+        "select distinct m[1] from pg_proc as p"
+        " cross join regexp_matches(p.prosrc, $$(?:refusal\\(|error := )'(\\w+)'$$, 'g') as m"
+        " where p.pronamespace in ('ducto'::regnamespace, 'ducto_private'::regnamespace)"
+    ).fetchall()
+    assert {"insufficient_credits", "idempotency_conflict"} <= {name for (name,) in found} <= set(REFUSALS.split())
+
+
+def test_no_index_is_the_beginning_of_another(conn: Connection) -> None:
+    doubled = conn.execute(
+        """
+        select a.indexrelid::regclass, b.indexrelid::regclass
+        from pg_index as a
+        join pg_index as b on b.indrelid = a.indrelid and b.indexrelid <> a.indexrelid
+        join pg_class as c on c.oid = a.indrelid and c.relnamespace = 'ducto_private'::regnamespace
+        where a.indpred is null and b.indpred is null and not a.indisunique
+          and starts_with(b.indkey::text || ' ', a.indkey::text || ' ')
+        """
+    ).fetchall()
+    assert doubled == []
+
+
+def test_a_role_that_may_only_call_does_a_whole_day(credits: CreditManager, conn: Connection, db: str) -> None:
+    role = sql.Identifier(f"caller_{conn.info.dbname}")
+    conn.execute(sql.SQL("create role {}").format(role))
+    try:
+        ducto_pg.setup(db, grant_to=[f"caller_{conn.info.dbname}"]).or_raise()
+        conn.execute(sql.SQL("set role {}").format(role))
+        hold = credits.reserve("u", {"model": "any", "points": 9}).or_raise().reservation_id
+        credits.extend_reservation(hold, 1).or_raise()
+        charge = credits.deduct("u", {"model": "any", "points": 8}, reservation_id=hold).or_raise().transaction_id
+        credits.refund_credits(charge).or_raise()
+        credits.release_reservation(credits.reserve_credits("u", 1).or_raise().reservation_id).or_raise()
+        credits.deduct_fixed("u", "report").or_raise()
+        assert credits.explain_transaction(charge).or_raise().cost == 8
+        assert credits.get_balance("u").balance == 93
+        assert len(credits.list_transactions("u")) == 4
+        for statement in (
+            "select ducto.add_credits('u', 1)",
+            "select ducto.activate_pricing(1)",
+            "select * from ducto_private.accounts",
+            "select ducto_private.clock()",
+            "select * from ducto_read.accounts",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                conn.execute(statement.encode())
+    finally:
+        conn.execute("reset role")
+        conn.execute(sql.SQL("drop owned by {}").format(role))
+        conn.execute(sql.SQL("drop role {}").format(role))
+
+
+def test_metadata_cannot_pass_for_what_the_ledger_writes(credits: CreditManager) -> None:
+    spoofed = {"model": "cheap", "cost": 0, "idempotency_key": "other", "user_id": "v"}
+    charge = credits.deduct("u", {"model": "any", "points": 2}, "k", metadata=spoofed).or_raise().transaction_id
+    row = credits.get_transaction(charge).or_raise()
+    assert (row.model, row.cost, row.idempotency_key, row.account_id) == ("any", Decimal(2), "k", "u")
+    assert credits.deduct_credits("u", 1, idempotency_key="other").or_raise().idempotent is False
+
+
+def test_keys_are_matched_without_a_search_through_history(credits: CreditManager, conn: Connection) -> None:
+    conn.execute("set enable_seqscan = off")
+    for query in (
+        "select from ducto_private.transactions where account_id = 'u' and idempotency_key = 'k'",
+        "select from ducto_private.transactions where account_id = 'u' and seq = 5",
+        "select from ducto_private.hold_keys where account_id = 'u' and idempotency_key = 'k'",
+        "select from ducto_private.reservations where reservation_id = gen_random_uuid()",
+        "select from ducto_private.transactions where transaction_id = gen_random_uuid()",
+    ):
+        plan = "\n".join(row[0] for row in conn.execute(("explain " + query).encode()))
+        assert "Seq Scan" not in plan, plan
