@@ -5,6 +5,7 @@ Everything is numeric, parenthesised and schema-qualified; texts are `E'…'` co
 that the planner cannot meet a division by zero while it folds constants of a branch that is never taken.
 """
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from ducto_pg.formula import (
@@ -49,17 +50,19 @@ def variable(name: str) -> str:
     return f"v_usage_{name}"
 
 
-def expression(formula: Formula, where: str) -> str:
+def expression(formula: Formula, where: str, inlined: Mapping[str, str] | None = None) -> str:
     """The formula over `v_usage_<name>` (numeric, never null) and `v_model` (text, '' when absent).
 
-    `where` is the formula's path in the config, which a division by zero names.
+    `where` is the formula's path in the config, which a division by zero names; `inlined` has the expressions of the
+    usage fields that stand in no variable.
     """
-    return _Writer(text(where)).value(formula.tree)
+    return _Writer(text(where), inlined or {}).value(formula.tree)
 
 
 class _Writer:
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, inlined: Mapping[str, str]) -> None:
         self.where = where
+        self.inlined = inlined
 
     def value(self, node: Value) -> str:
         match node:
@@ -67,7 +70,7 @@ class _Writer:
                 number = format(node.value, "f")
                 return number if "." in number else f"{number}::numeric"
             case Variable():
-                return variable(node.name)
+                return self.inlined.get(node.name) or variable(node.name)
             case Negative():
                 return f"(- {self.value(node.operand)})"
             case Arithmetic():

@@ -9,7 +9,8 @@ The functions of a version, all in `ducto_private`:
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from ducto_pg import exactjson
 from ducto_pg.arithmetic import trim_scale
 from ducto_pg.config import Formulas, check
-from ducto_pg.formula import Formula
+from ducto_pg.formula import Formula, Node, Variable
 from ducto_pg.models import MAX_BIGINT, PricingConfigData, UsageMetrics
 from ducto_pg.plpgsql import expression, text, variable
 
@@ -25,6 +26,7 @@ DEFAULT = "_default"
 SEPARATORS = "-@:/_"
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 KEYS_PER_LEAF = 32
+INLINED_KEYS = 64
 KEY_ONLY = 1_000
 
 _RATES = "p_name text, p_model text, p_usage jsonb, p_longer_than integer"
@@ -32,7 +34,7 @@ _PRICE = "p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen bo
 _CALL_COUNT = (
     "case pg_catalog.jsonb_typeof(p_usage -> 'tool_calls') when 'array'"
     " then pg_catalog.jsonb_array_length(p_usage -> 'tool_calls')::numeric"
-    " else coalesce(pg_catalog.trim_scale((p_usage ->> 'tool_calls')::numeric), 0) end"
+    " else coalesce(pg_catalog.trim_scale((p_usage -> 'tool_calls')::numeric), 0) end"
 )
 
 
@@ -162,31 +164,34 @@ class _Compiler:
 
     # Variables
 
-    def reads(self, formulas: Iterable[Formula], calls: str = _CALL_COUNT) -> list[str]:
-        """The statements that read from the usage what these formulas name."""
-        names = sorted({name for formula in formulas for name in formula.variables})
-        return [f"{variable(name)} := {calls if name == 'tool_calls' else self.read(name)};" for name in names]
+    def valued(self, formula: Formula, where: str, calls: str = _CALL_COUNT) -> tuple[list[str], str]:
+        """The statements that read what a formula names more than once, and the formula, which reads the rest."""
+        uses = _uses(formula)
+        reads = {name: calls if name == "tool_calls" else self.read(name) for name in sorted(uses)}
+        statements = [f"{variable(name)} := {read};" for name, read in reads.items() if uses[name] > 1]
+        return statements, expression(formula, where, {name: reads[name] for name in uses if uses[name] == 1})
 
     def read(self, name: str) -> str:
         default = trim_scale(self.config.metrics.get(name, Decimal(0)))
-        return f"coalesce(pg_catalog.trim_scale((p_usage ->> '{name}')::numeric), {default:f})"
+        return f"coalesce(pg_catalog.trim_scale((p_usage -> '{name}')::numeric), {default:f})"
 
     def declarations(self, formulas: Iterable[Formula]) -> list[str]:
-        """The variables that these formulas name."""
-        formulas = list(formulas)
-        names = sorted({name for formula in formulas for name in formula.variables})
-        model = ["  v_model alias for p_model;"] if any(formula.uses_model for formula in formulas) else []
-        return [*model, *(f"  {variable(name)} numeric;" for name in names)]
+        """The variables of what these formulas name more than once."""
+        names = sorted({name for formula in formulas for name, uses in _uses(formula).items() if uses > 1})
+        return [f"  {variable(name)} numeric;" for name in names]
 
     # The rate of a model
 
-    def rates(self, formulas: Mapping[str, Formula], path: str) -> str:
-        """The function that finds the formula of a name, split into leaves where there are many."""
+    def leaves(self, formulas: Mapping[str, Formula], path: str) -> list[tuple[str, str]]:
+        """The functions that find the formula of a name, each with the first of the keys that it looks after."""
         keys = sorted(formulas)
-        leaves = [
+        return [
             (keys[start], self.leaf(keys[start : start + KEYS_PER_LEAF], keys[:start], formulas, path))
             for start in range(0, len(keys), KEYS_PER_LEAF)
         ]
+
+    def rates(self, leaves: Sequence[tuple[str, str]]) -> str:
+        """One function over all leaves."""
         if len(leaves) == 1:
             return leaves[0][1]
         calls = [
@@ -198,22 +203,21 @@ class _Compiler:
 
     def leaf(self, keys: list[str], before: list[str], formulas: Mapping[str, Formula], path: str) -> str:
         """A leaf. Of the keys before it, only prefixes of its first key can serve a name that comes here."""
-        known = {*keys, *(key for key in before if keys[0].startswith(key))} - {DEFAULT}
-        chains = {key: [key[:end] for end in range(len(key) - 1, 0, -1) if key[:end] in known] for key in keys}
-        shared = {
-            prefix: number for number, prefix in enumerate(sorted({p for chain in chains.values() for p in chain}))
-        }
-        steps = []
-        for key in keys:
-            lines = [f"if {_serves(key)} then", *_indent(self.rate(key, formulas[key], path))]
-            for prefix in chains[key]:
-                lines += [f"elsif {_serves(prefix)} then", f"  v_prefix := {shared[prefix]};"]
-            steps.append((_bound(key), [*lines, "end if;"]))
-        prefixes = [(str(number), self.rate(prefix, formulas[prefix], path)) for prefix, number in shared.items()]
+        chains = _chains(keys, before)
+        shared = {prefix: str(number) for number, prefix in enumerate(sorted({p for c in chains.values() for p in c}))}
+        steps = _steps(
+            "p_name",
+            chains,
+            lambda key: self.rate(key, formulas[key], path),
+            lambda prefix: [f"v_prefix := {shared[prefix]};"],
+        )
+        prefixes = [(number, self.rate(prefix, formulas[prefix], path)) for prefix, number in shared.items()]
+        taken = [formulas[key] for key in (*keys, *shared)]
         body = [
             "declare",
             "  v_prefix integer;",
-            *self.declarations(formulas[key] for key in (*keys, *shared)),
+            *(["  v_model alias for p_model;"] if any(formula.uses_model for formula in taken) else []),
+            *self.declarations(taken),
             "begin",
             *_indent(_search("p_name", steps)),
             "  if v_prefix is null then",
@@ -226,92 +230,164 @@ class _Compiler:
 
     def rate(self, key: str, formula: Formula, path: str) -> list[str]:
         """The answer for one key."""
+        reads, credits = self.valued(formula, f"{path}.{key}")
         return [
             f"if p_longer_than >= {len(key)} then",
             f"  return row({text(key)}, null)::ducto_private.model_price;",
             "end if;",
-            *self.reads([formula]),
-            f"return row({text(key)}, {expression(formula, f'{path}.{key}')})::ducto_private.model_price;",
+            *reads,
+            f"return row({text(key)}, greatest(0::numeric, {credits}))::ducto_private.model_price;",
         ]
 
     # The price
 
     def price(self) -> str:
         """The entry function of the config."""
-        config, formulas = self.config, self.formulas
-        models = self.rates(formulas.models, "models")
+        formulas = self.formulas
+        leaves = self.leaves(formulas.models, "models")
+        models = self.rates(leaves)
         for plan_id, overrides in sorted(formulas.overrides.items()):
             if overrides:
-                self.overrides[plan_id] = self.rates(overrides, f"plans.{plan_id}.rate_overrides")
+                path = f"plans.{plan_id}.rate_overrides"
+                self.overrides[plan_id] = self.rates(self.leaves(overrides, path))
         tools = sorted((name, formula) for name, formula in formulas.tools.items() if name != DEFAULT)
-        used = [*formulas.tools.values(), *(part for part in (formulas.search, formulas.cache) if part)]
+        parts = [part for part in (formulas.search, formulas.cache) if part]
+        used = [*formulas.models.values(), *formulas.tools.values(), *parts]
+        counters = ["calls", "others", "tool", *_counters(tools)] if formulas.tools else []
+        sums = {"v_tools": formulas.tools, "v_search": formulas.search, "v_fixed": True, "v_cache": formulas.cache}
+        tool_sum, search, fixed, cache = (name if there else "0::numeric" for name, there in sums.items())
         body = [
             "declare",
-            "  v_plan text := p_plan;",
+            "  v_quote ducto_private.quote;",
+            "  v_plan text;",
             "  v_plan_name text;",
-            "  v_allowance bigint := 0;",
+            "  v_allowance bigint;",
             "  v_overrides text;",
             "  v_terms ducto_private.plans;",
-            "  v_model constant text := coalesce(p_usage ->> 'model', '');",
+            "  v_model text;",
             "  v_own ducto_private.model_price;",
             "  v_price ducto_private.model_price;",
             "  v_resolved text;",
-            "  v_path text := 'models.';",
-            "  v_job text := p_job;",
-            "  v_tools numeric := 0;",
-            "  v_tool numeric;",
-            "  v_most numeric := -1;",
+            "  v_path text;",
+            "  v_job text;",
+            "  v_tools numeric;",
+            "  v_most numeric;",
             "  v_most_path text;",
-            "  v_search numeric := 0;",
-            "  v_fixed numeric := 0;",
-            "  v_cache numeric := 0;",
+            "  v_search numeric;",
+            "  v_fixed numeric;",
+            "  v_cache numeric;",
             "  v_cost numeric;",
-            *(f"  v_{counter} numeric := 0;" for counter in ("calls", "others", *_counters(tools))),
-            *(line for line in self.declarations(used) if "alias for" not in line),
+            *(f"  v_{counter} numeric;" for counter in counters),
+            *self.declarations(used),
             "begin",
+            *_indent(self.common(leaves)),
             *_indent(self.plan()),
+            "  v_fixed := 0;",
             "  if p_job is not null then",
+            "    v_job := p_job;",
             *_indent(_indent(self.fixed())),
-            "    v_price.credits := 0;",
-            "    v_cost := v_fixed;",
-            "  elsif p_usage is not null then",
-            *_indent(_indent(self.check_keys())),
-            *_indent(_indent(self.model(models))),
-            *_indent(_indent(self.tools(tools))),
-            *_indent(_indent(self.part("v_search", formulas.search, "search.costs"))),
-            "    v_job := p_usage ->> 'fixed_job';",
-            "    if v_job is not null then",
-            *_indent(_indent(_indent(self.fixed()))),
-            "    end if;",
-            *_indent(_indent(self.part("v_cache", formulas.cache, "cache.discount"))),
-            "    v_search := greatest(0::numeric, v_search);" if formulas.search else "",
-            "    v_cost := greatest(0::numeric, v_price.credits + v_tools + v_search + v_fixed + v_cache);",
-            f"    if v_cost > {MAX_BIGINT} then",
-            "      perform ducto_private.cost_beyond_bigint(",
-            "        case greatest(v_price.credits, v_most, v_search, v_fixed, v_cache)",
-            "          when v_price.credits then v_path || coalesce(v_price.resolved, '')",
-            "          when v_most then v_most_path",
-            "          when v_search then 'search.costs'",
-            "          when v_fixed then 'fixed.' || v_job",
-            "          else 'cache.discount' end);",
-            "    end if;",
+            f"    return {self.quote('v_plan', 'null', '0', '0', '0', '0', 'v_fixed', 'v_fixed')};",
+            "  elsif p_usage is null then",
+            f"    return {self.quote('v_plan', 'null', 'null', '0', '0', '0', '0', 'null')};",
             "  end if;",
-            "  return row(p_version, v_plan, v_resolved, v_price.credits, v_tools, v_search, v_cache, v_fixed, v_cost,",
-            f"    {config.min_balance}::bigint, {text(config.rounding)}, {text(config.overrun)},",
-            f"    {config.low_balance_credits}::bigint, {config.signup_bonus}::bigint,",
-            f"    {text(config.default_plan) if config.default_plan else 'null::text'}, {text(config.timezone)},",
-            "    v_plan_name, v_allowance)::ducto_private.quote;",
+            *_indent(self.check_keys()),
+            *_indent(self.model(models)),
+            *_indent(self.tools(tools)),
+            *_indent(self.part("v_search", formulas.search, "search.costs", "0::numeric")),
+            "  v_job := p_usage ->> 'fixed_job';",
+            "  if v_job is not null then",
+            *_indent(_indent(self.fixed())),
+            "  end if;",
+            *_indent(self.part("v_cache", formulas.cache, "cache.discount")),
+            f"  v_cost := greatest(0::numeric, v_price.credits + {tool_sum} + {search} + {fixed} + {cache});",
+            f"  if v_cost > {MAX_BIGINT} then",
+            "    perform ducto_private.cost_beyond_bigint(",
+            "      case greatest(v_price.credits, v_most, v_search, v_fixed, v_cache)",
+            "        when v_price.credits then coalesce(v_path, 'models.') || coalesce(v_price.resolved, '')",
+            "        when v_most then v_most_path",
+            "        when v_search then 'search.costs'",
+            "        when v_fixed then 'fixed.' || v_job",
+            "        else 'cache.discount' end);",
+            "  end if;",
+            f"  return {self.quote('v_plan', 'v_resolved', 'v_price.credits', tool_sum, search, cache, fixed, 'v_cost')};",
             "end",
         ]
-        return self.add("price", _PRICE, "quote", filter(None, body))
+        return self.add("price", _PRICE, "quote", body)
+
+    def quote(self, plan: str, *price: str) -> str:
+        """The answer, from resolved_model to cost; without a plan of constants only, which the planner makes one."""
+        config = self.config
+        version, name, allowance = ("p_version", "v_plan_name", "v_allowance") if plan != "null" else ("null", "null", "0")
+        return (
+            f"row({version}, {plan}, {', '.join(price)},"
+            f" {config.min_balance}::bigint, {text(config.rounding)}, {text(config.overrun)},"
+            f" {config.low_balance_credits}::bigint, {config.signup_bonus}::bigint,"
+            f" {text(config.default_plan) if config.default_plan else 'null'}, {text(config.timezone)},"
+            f" {name}, {allowance})::ducto_private.quote"
+        )
+
+    def common(self, leaves: Sequence[tuple[str, str]]) -> list[str]:
+        """The short way of what nearly all charges ask: the price of a model, without plan, job and priced tools.
+
+        A charge is one transaction, and PL/pgSQL prepares each expression once per transaction: hence few of them. What
+        has no price here, or one out of range, goes the long way, which says why.
+        """
+        formulas = self.formulas
+        barred = {"fixed_job", "tool_calls"} if formulas.tools else {"fixed_job"}
+        known = (name for name in (*UsageMetrics.model_fields, *self.config.metrics) if name not in barred)
+
+        def found(key: str, resolved: str) -> list[str]:
+            reads, credits = self.valued(formulas.models[key], f"models.{key}")
+            return [
+                f"v_quote := {self.quote('null', resolved, 'null', '0', '0', '0', '0', 'null')};",
+                *reads,
+                f"v_quote.model_credits := greatest(0::numeric, {credits});",
+            ]
+
+        chains = _chains(sorted(formulas.models), [])
+        if sum(1 + len(prefixes) for prefixes in chains.values()) <= INLINED_KEYS:
+            lines = _search("v_model", _steps("v_model", chains, *2 * [lambda key: found(key, text(key))]))
+        else:
+            calls = [
+                (_bound(first), [f"v_price := ducto_private.{leaf}(v_model, v_model, p_usage, -1);"])
+                for first, leaf in leaves
+            ]
+            lines = [
+                *_search("v_model", calls),
+                f"v_quote := {self.quote('null', 'null', 'null', '0', '0', '0', '0', 'null')};",
+                "v_quote.resolved_model := v_price.resolved;",
+                "v_quote.model_credits := v_price.credits;",
+            ]
+        if DEFAULT in formulas.models:
+            lines += ["if v_quote.model_credits is null then", *_indent(found(DEFAULT, "null")), "end if;"]
+        cost = ["v_quote.cost := v_quote.model_credits;"]
+        if formulas.search or formulas.cache:
+            cost = [
+                "if v_quote.model_credits is not null then",
+                *_indent(self.part("v_quote.search_credits", formulas.search, "search.costs", "0::numeric")),
+                *_indent(self.part("v_quote.cache_savings", formulas.cache, "cache.discount")),
+                "  v_quote.cost := greatest(0::numeric,",
+                "    v_quote.model_credits + v_quote.search_credits + v_quote.cache_savings);",
+                "end if;",
+            ]
+        return [
+            f"if p_usage - {text('{' + ','.join(known) + '}')}::text[] = '{{}}'::jsonb and coalesce(p_job, p_plan) is null"
+            f"{' and not p_unseen' if self.config.default_plan else ''} then",
+            f"  v_model := {'''coalesce(p_usage ->> 'model', '')''' if DEFAULT in formulas.models else '''p_usage ->> 'model' '''};",
+            *_indent([*lines, *cost]),
+            f"  if v_quote.cost <= {MAX_BIGINT} then",
+            "    v_quote.version := p_version;",
+            "    return v_quote;",
+            "  end if;",
+            "end if;",
+        ]
 
     def plan(self) -> list[str]:
         """The terms of the account's plan; those of a plan that this version does not have come from another."""
         default = text(self.config.default_plan) if self.config.default_plan else "null"
         lines = [
-            "if p_unseen then",
-            f"  v_plan := {default};",
-            "end if;",
+            f"v_plan := case when p_unseen then {default} else p_plan end;",
+            "v_allowance := 0;",
             "if v_plan is not null then",
             "  case v_plan",
         ]
@@ -372,6 +448,7 @@ class _Compiler:
         default = [rates(f"'{DEFAULT}'", "-1")] if DEFAULT in self.formulas.models else []
         used = " or ".join(f"coalesce((p_usage ->> '{name}')::numeric, 0) <> 0" for name in TOKENS)
         return [
+            "v_model := coalesce(p_usage ->> 'model', '');",
             "if v_model not in ('', 'none') then",
             "  if v_overrides is null then",
             f"    {rates('v_model', '-1')}",
@@ -406,7 +483,6 @@ class _Compiler:
             ),
             "  end if;",
             "end if;",
-            "v_price.credits := greatest(0::numeric, v_price.credits);",
         ]
 
     def tools(self, tools: Sequence[tuple[str, Formula]]) -> list[str]:
@@ -414,9 +490,10 @@ class _Compiler:
         default = self.formulas.tools.get(DEFAULT)
         if not self.formulas.tools:
             return []
-        lines = [f"v_calls := {_CALL_COUNT};", "if v_calls > 0 then"]
+        lines = ["v_tools := 0;", f"v_calls := {_CALL_COUNT};", "if v_calls > 0 then", "  v_most := -1;"]
         if tools:
             counters = _counters(tools)
+            lines += [f"  v_{counter} := 0;" for counter in counters]
             lines += [
                 "  if pg_catalog.jsonb_typeof(p_usage -> 'tool_calls') = 'array' then",
                 "    for v_call in 0 .. v_calls::integer - 1 loop",
@@ -439,10 +516,11 @@ class _Compiler:
 
     def tool(self, calls: str, formula: Formula, where: str) -> list[str]:
         """One tool; without calls it is not evaluated."""
+        reads, credits = self.valued(formula, where, calls)
         return [
             f"if {calls} > 0 then",
-            *_indent(self.reads([formula], calls)),
-            f"  v_tool := {expression(formula, where)};",
+            *_indent(reads),
+            f"  v_tool := {credits};",
             "  v_tools := v_tools + v_tool;",
             "  if v_tool > v_most then",
             "    v_most := v_tool;",
@@ -451,9 +529,46 @@ class _Compiler:
             "end if;",
         ]
 
-    def part(self, target: str, formula: Formula | None, where: str) -> list[str]:
+    def part(self, target: str, formula: Formula | None, where: str, least: str = "") -> list[str]:
         """The search or the cache part."""
-        return [*self.reads([formula]), f"{target} := {expression(formula, where)};"] if formula else []
+        if formula is None:
+            return []
+        reads, credits = self.valued(formula, where)
+        return [*reads, f"{target} := {f'greatest({least}, {credits})' if least else credits};"]
+
+
+def _uses(formula: Formula) -> Counter[str]:
+    """How often a formula names each usage field."""
+    uses: Counter[str] = Counter()
+    waiting: list[Node] = [formula.tree]
+    while waiting:
+        node = waiting.pop()
+        waiting.extend(node.children)
+        if isinstance(node, Variable):
+            uses[node.name] += 1
+    return uses
+
+
+def _chains(keys: Sequence[str], before: Sequence[str]) -> dict[str, list[str]]:
+    """The known prefixes of each key, longest first; of the keys before, those of the first key."""
+    known = {*keys, *(key for key in before if keys[0].startswith(key))} - {DEFAULT}
+    return {key: [key[:end] for end in range(len(key) - 1, 0, -1) if key[:end] in known] for key in keys}
+
+
+def _steps(
+    subject: str,
+    chains: Mapping[str, list[str]],
+    serve: Callable[[str], list[str]],
+    serve_prefix: Callable[[str], list[str]],
+) -> list[tuple[str, list[str]]]:
+    """For each key what is done where it is the greatest that is not above the subject, for `_search`."""
+    steps = []
+    for key, prefixes in chains.items():
+        lines = [f"if {_serves(key, subject)} then", *_indent(serve(key))]
+        for prefix in prefixes:
+            lines += [f"elsif {_serves(prefix, subject)} then", *_indent(serve_prefix(prefix))]
+        steps.append((_bound(key), [*lines, "end if;"]))
+    return steps
 
 
 def _counters(tools: Sequence[object]) -> list[str]:
@@ -464,9 +579,9 @@ def _bound(key: str) -> str:
     return f'{text(key)} collate "C"'
 
 
-def _serves(key: str) -> str:
-    """Whether a key serves `p_name`: the name itself, or a prefix that a separator follows; `_default` itself only."""
+def _serves(key: str, subject: str) -> str:
+    """Whether a key serves a name: the name itself, or a prefix that a separator follows; `_default` itself only."""
     if key == DEFAULT:
-        return f"p_name = {text(key)}"
-    following = f"pg_catalog.substr(p_name, {len(key) + 1}, 1)"
-    return f"pg_catalog.starts_with(p_name, {text(key)}) and pg_catalog.strpos('{SEPARATORS}', {following}) > 0"
+        return f"{subject} = {text(key)}"
+    followed = ", ".join(text(key + separator) for separator in SEPARATORS)
+    return f"({subject} || '-') ^@ any (array[{followed}])"

@@ -51,6 +51,11 @@ begin
   if v_row.transaction_id is null then
     v_refusal.error := 'transaction_not_found';
     v_refusal.amount := 0;
+    v_refusal.balance_after := 0;
+    v_refusal.allowance_used := 0;
+    v_refusal.allowance_lapsed := 0;
+    v_refusal.cost := 0;
+    v_refusal.carry_after := 0;
     return v_refusal;
   end if;
   return ducto_private.transaction_answer(v_row);
@@ -150,6 +155,9 @@ begin
   v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
   if v_row.transaction_id is null then
     v_answer.error := 'transaction_not_found';
+    v_answer.cost := 0;
+    v_answer.carry_before := 0;
+    v_answer.carry_after := 0;
     return v_answer;
   end if;
   if v_row.usage is not null then

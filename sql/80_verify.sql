@@ -50,7 +50,8 @@ begin
     from accounts as a
     where a.balance <> coalesce(a.amount, 0)
     union all
-    select a.account_id, 'the account''s seq is its number of rows', coalesce(a.rows, 0)::text, a.seq::text, null
+    select a.account_id, 'the account''s seq is its number of rows', format('%s rows, the last %s', coalesce(a.rows, 0), coalesce(a.rows, 0)),
+      format('%s, the last %s', a.seq, coalesce(a.last_seq, 0)), null
     from accounts as a
     where a.seq <> coalesce(a.rows, 0) or a.seq <> coalesce(a.last_seq, 0)
     union all

@@ -159,9 +159,10 @@ def open_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
 
 @contextmanager
 def rolled_back(ledger: Ledger) -> Iterator[Ledger]:
-    """The ledger with nothing remembered; what is done to it is undone, but sound it must be."""
+    """The ledger with nothing remembered, at the start of 2026; what is done to it is undone, but sound it must be."""
     with ledger.conn.transaction(force_rollback=True):
         sentence = Ledger(ledger.conn, ledger.clock)
+        sentence.clock.set("2026-01-01")
         yield sentence
         assert sentence.violations() == []
 

@@ -1,0 +1,19 @@
+"""The house rules that tools can check."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    ["ruff check --no-cache .", "ruff format --check --no-cache .", "mypy --cache-dir=/dev/null"],
+)
+def test_checked(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
