@@ -152,7 +152,8 @@ def evaluate(formula: Formula, variables: Mapping[str, Decimal], model: str, whe
     try:
         return value_of(formula.tree, known, model)
     except ZeroDivisionError:
-        raise FormulaError(f"division by zero in {where}") from None
+        hint = "Guard the divisor, as in: x / y if y else 0"
+        raise FormulaError(f"division by zero in {where}", hint=hint) from None
 
 
 def value_of(node: Value, variables: Mapping[str, Decimal], model: str) -> Decimal:

@@ -133,6 +133,8 @@ class Parameter:
         match self.sql_type, value:
             case (("bigint" | "integer" | "numeric"), bool()):
                 pass
+            case "text", str() if not exactjson.storable(value):
+                raise InvalidArgumentError(f"{self.name} holds a NUL or half a surrogate pair: {value[:100]!r}")
             case ("bigint" | "integer" | "numeric", int()) | ("text", str()) | ("boolean", bool()):
                 return value
             case "numeric", Decimal():
@@ -151,7 +153,9 @@ class Parameter:
         elif self.name == "metrics" and any(isinstance(number, float) for number in value.values()):
             raise InvalidArgumentError(f"metrics: a float is not exact, pass an int or a Decimal: {value!r}")
         try:
-            return exactjson.dumps(dict(value))
+            text = exactjson.dumps(dict(value))
+            text.encode()
+            return text
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"{self.name} cannot be written as JSON: {error}") from error
 
@@ -244,6 +248,8 @@ def _publish(
 
     newest = "(select max(v.version) from ducto_private.pricing_versions v)"
     select = Calls.get_pricing_config.sql.replace("%(version)s", newest)
+    if label is not None and not (isinstance(label, str) and exactjson.storable(label)):
+        raise InvalidArgumentError(f"label must be a text without NUL, not {label!r}")
     text = compile_config(load(config), label=label, activate=activate)
     return Statement(f"{text}\n;{select}", None, Calls.get_pricing_config.read)
 

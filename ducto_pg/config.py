@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_KEY = 255
 MAX_DEPTH = 50
+MAX_VALUES = 200_000
 MAX_DIGITS = 30
 NO_MODEL = ("", "none")
 SECTION_KEYS = {"search": "costs", "cache": "discount"}
@@ -150,6 +151,9 @@ def _check_plans(plans: Mapping[str, PlanDefinition]) -> None:
 def _check_timezone(name: str) -> None:
     if name == "UTC":
         return
+    if "/" not in name and name in available_timezones():
+        # The server would read many of them as abbreviations, which a session's settings define.
+        raise ConfigError(f"name the time zone by a place, like Europe/Berlin, not {name!r}", path="timezone")
     try:
         ZoneInfo(name)
     except (OSError, ValueError, KeyError):
@@ -250,7 +254,7 @@ def _read_yaml(text: str) -> Any:
     try:
         # Not the C loader: a deeply nested text overflows its stack and ends the process.
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-        return _yaml_value(node, ()) if node else None
+        return _yaml_value(node, (), [0]) if node else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1} column {mark.column + 1})" if mark else ""
@@ -259,16 +263,19 @@ def _read_yaml(text: str) -> Any:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}") from None
 
 
-def _yaml_value(node: "yaml.Node", path: tuple[str, ...]) -> Any:
+def _yaml_value(node: "yaml.Node", path: tuple[str, ...], count: list[int]) -> Any:
     import yaml
 
     where = ".".join(path)
+    count[0] += 1
+    if count[0] > MAX_VALUES:
+        raise ConfigError(f"more than {MAX_VALUES} values, aliases counted each time", path=where[:MAX_KEY])
     if len(path) > MAX_DEPTH:
         raise ConfigError(f"nested more than {MAX_DEPTH} levels deep", path=where[:MAX_KEY])
     if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
         raise ConfigError(f"the tag {node.tag} is not JSON", path=where, position=node.start_mark.index)
     if isinstance(node, yaml.SequenceNode):
-        return [_yaml_value(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        return [_yaml_value(item, (*path, str(index)), count) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key, item in node.value:
@@ -277,7 +284,7 @@ def _yaml_value(node: "yaml.Node", path: tuple[str, ...]) -> Any:
             if key.value in mapping:
                 line = f"the key appears twice (line {key.start_mark.line + 1})"
                 raise ConfigError(line, path=".".join((*path, key.value)), position=key.start_mark.index)
-            mapping[key.value] = _yaml_value(item, (*path, key.value))
+            mapping[key.value] = _yaml_value(item, (*path, key.value), count)
         return mapping
     text: str = node.value
     if getattr(node, "style", None):

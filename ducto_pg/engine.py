@@ -117,7 +117,8 @@ class PricingEngine:
         cache_savings = credits(self._cache) if self._cache else ZERO
         total = _at_least_zero(_sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
         if total > MAX_BIGINT:
-            raise OutOfRangeError(f"{max(parts, key=parts.__getitem__)}: the cost is beyond bigint")
+            largest = max(parts, key=parts.__getitem__)
+            raise OutOfRangeError(f"{largest}: the cost is beyond bigint", hint="Check the formula and the usage.")
         return CostBreakdown(
             model_credits=model_credits,
             tool_credits=tool_credits,

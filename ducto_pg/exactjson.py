@@ -5,6 +5,11 @@ from decimal import Decimal
 from typing import Any
 
 
+def storable(value: str) -> bool:
+    """Whether PostgreSQL can hold a text: it has no NUL and no half of a surrogate pair."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def loads(text: str | bytes) -> Any:
     """Read JSON; NaN and Infinity, which are not JSON, raise ValueError."""
     return json.loads(text, parse_float=Decimal, parse_constant=_refuse)

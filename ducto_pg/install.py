@@ -15,7 +15,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ducto_pg import __version__, sqlfiles
+from ducto_pg import __version__, exactjson, sqlfiles
+from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.models import SetupResult
 
 Roles = str | Iterable[str]
@@ -131,7 +132,10 @@ def _literal(text: str) -> str:
 
 
 def _names(roles: Roles) -> str:
-    listed = [roles] if isinstance(roles, str) else roles
+    listed = [roles] if isinstance(roles, str) else list(roles)
+    for role in listed:
+        if not exactjson.storable(role):
+            raise InvalidArgumentError(f"not the name of a role: {role!r}")
     return f"array[{', '.join(map(_literal, listed))}]::text[]"
 
 

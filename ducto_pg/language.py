@@ -107,21 +107,22 @@ def is_metric_name(name: str) -> bool:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like a misspelt one (`inputTokens` -> `input_tokens`), or None.
 
-    At least half of their pairs of letters are the same. The database answers alike (`ducto_private.nearest`).
+    At least half of their letters and pairs of letters are the same. The database answers alike
+    (`ducto_private.nearest`).
     """
-    wanted = _pairs(name)
+    wanted = _letters(name)
     best, score = None, 0
     for candidate in sorted(known):
-        pairs = _pairs(candidate)
-        shared, total = len(wanted & pairs), len(wanted) + len(pairs)
+        letters = _letters(candidate)
+        shared, total = len(wanted & letters), len(wanted) + len(letters)
         if 4 * shared >= max(total, 1) and 1_000_000 * shared // total > score:
             best, score = candidate, 1_000_000 * shared // total
     return best
 
 
-def _pairs(name: str) -> set[str]:
+def _letters(name: str) -> set[str]:
     plain = name.lower().replace("_", "").replace("-", "")
-    return {plain[start : start + 2] for start in range(len(plain) - 1)}
+    return {plain[start : start + size] for start in range(len(plain)) for size in (1, 2)}
 
 
 def _leaves(node: Node) -> Iterable[Node]:

@@ -26,11 +26,16 @@ DEFAULT = "_default"
 SEPARATORS = "-@:/_"
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 KEYS_PER_LEAF = 32
-INLINED_KEYS = 64
+INLINED_KEYS = 128
 KEY_ONLY = 1_000
 
 _RATES = "p_name text, p_model text, p_usage jsonb, p_longer_than integer"
 _PRICE = "p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean"
+_LONG_WAY = """
+    v_plan text; v_plan_name text; v_allowance bigint; v_terms ducto_private.plans;
+    v_overrides text; v_own ducto_private.model_price; v_resolved text; v_path text;
+    v_tools numeric; v_most numeric; v_most_path text;
+    v_search numeric; v_job text; v_fixed numeric; v_cache numeric; v_cost numeric;"""
 _CALL_COUNT = (
     "case pg_catalog.jsonb_typeof(p_usage -> 'tool_calls') when 'array'"
     " then pg_catalog.jsonb_array_length(p_usage -> 'tool_calls')::numeric"
@@ -255,61 +260,51 @@ class _Compiler:
         used = [*formulas.models.values(), *formulas.tools.values(), *parts]
         counters = ["calls", "others", "tool", *_counters(tools)] if formulas.tools else []
         sums = {"v_tools": formulas.tools, "v_search": formulas.search, "v_fixed": True, "v_cache": formulas.cache}
-        tool_sum, search, fixed, cache = (name if there else "0::numeric" for name, there in sums.items())
+        summands = [name if configured else "0::numeric" for name, configured in sums.items()]
+        tool_sum, search, fixed, cache = summands
         body = [
             "declare",
-            "  v_quote ducto_private.quote;",
-            "  v_plan text;",
-            "  v_plan_name text;",
-            "  v_allowance bigint;",
-            "  v_overrides text;",
-            "  v_terms ducto_private.plans;",
             "  v_model text;",
-            "  v_own ducto_private.model_price;",
             "  v_price ducto_private.model_price;",
-            "  v_resolved text;",
-            "  v_path text;",
-            "  v_job text;",
-            "  v_tools numeric;",
-            "  v_most numeric;",
-            "  v_most_path text;",
-            "  v_search numeric;",
-            "  v_fixed numeric;",
-            "  v_cache numeric;",
-            "  v_cost numeric;",
-            *(f"  v_{counter} numeric;" for counter in counters),
+            "  v_quote ducto_private.quote;",
             *self.declarations(used),
             "begin",
             *_indent(self.common(leaves)),
-            *_indent(self.plan()),
-            "  v_fixed := 0;",
-            "  if p_job is not null then",
-            "    v_job := p_job;",
-            *_indent(_indent(self.fixed())),
-            f"    return {self.quote('v_plan', 'null', '0', '0', '0', '0', 'v_fixed', 'v_fixed')};",
-            "  elsif p_usage is null then",
-            f"    return {self.quote('v_plan', 'null', 'null', '0', '0', '0', '0', 'null')};",
-            "  end if;",
-            *_indent(self.check_keys()),
-            *_indent(self.model(models)),
-            *_indent(self.tools(tools)),
-            *_indent(self.part("v_search", formulas.search, "search.costs", "0::numeric")),
-            "  v_job := p_usage ->> 'fixed_job';",
-            "  if v_job is not null then",
-            *_indent(_indent(self.fixed())),
-            "  end if;",
-            *_indent(self.part("v_cache", formulas.cache, "cache.discount")),
-            f"  v_cost := greatest(0::numeric, v_price.credits + {tool_sum} + {search} + {fixed} + {cache});",
-            f"  if v_cost > {MAX_BIGINT} then",
-            "    perform ducto_private.cost_beyond_bigint(",
-            "      case greatest(v_price.credits, v_most, v_search, v_fixed, v_cache)",
-            "        when v_price.credits then coalesce(v_path, 'models.') || coalesce(v_price.resolved, '')",
-            "        when v_most then v_most_path",
-            "        when v_search then 'search.costs'",
-            "        when v_fixed then 'fixed.' || v_job",
-            "        else 'cache.discount' end);",
-            "  end if;",
-            f"  return {self.quote('v_plan', 'v_resolved', 'v_price.credits', tool_sum, search, cache, fixed, 'v_cost')};",
+            f"  declare{_LONG_WAY}",
+            *(f"    v_{counter} numeric;" for counter in counters),
+            "  begin",
+            *_indent(_indent(self.plan())),
+            "    v_fixed := 0;",
+            "    if p_job is not null then",
+            "      v_job := p_job;",
+            *_indent(_indent(_indent(self.fixed()))),
+            f"      return {self.quote('v_plan', 'null', '0', '0', '0', '0', 'v_fixed', 'v_fixed')};",
+            "    elsif p_usage is null then",
+            f"      return {self.quote('v_plan', 'null', 'null', '0', '0', '0', '0', 'null')};",
+            "    end if;",
+            *_indent(_indent(self.check_keys())),
+            *_indent(_indent(self.model(models))),
+            *_indent(_indent(self.tools(tools))),
+            *_indent(_indent(self.part("v_search", formulas.search, "search.costs", "0::numeric"))),
+            "    v_job := p_usage ->> 'fixed_job';",
+            "    if v_job is not null then",
+            *_indent(_indent(_indent(self.fixed()))),
+            "    end if;",
+            *_indent(_indent(self.part("v_cache", formulas.cache, "cache.discount"))),
+            f"    v_cost := greatest(0::numeric, v_price.credits + {' + '.join(summands)});",
+            f"    if v_cost > {MAX_BIGINT} then",
+            "      perform ducto_private.cost_beyond_bigint(",
+            "        case greatest(v_price.credits, v_most, v_search, v_fixed, v_cache)",
+            "          when v_price.credits then coalesce(v_path, 'models.') || coalesce(v_price.resolved, '')",
+            "          when v_most then v_most_path",
+            "          when v_search then 'search.costs'",
+            "          when v_fixed then 'fixed.' || v_job",
+            "          else 'cache.discount' end);",
+            "    end if;",
+            "    return "
+            + self.quote("v_plan", "v_resolved", "v_price.credits", tool_sum, search, cache, fixed, "v_cost")
+            + ";",
+            "  end;",
             "end",
         ]
         return self.add("price", _PRICE, "quote", body)
@@ -317,9 +312,9 @@ class _Compiler:
     def quote(self, plan: str, *price: str) -> str:
         """The answer, from resolved_model to cost; without a plan of constants only, which the planner makes one."""
         config = self.config
-        version, name, allowance = ("p_version", "v_plan_name", "v_allowance") if plan != "null" else ("null", "null", "0")
+        name, allowance = ("null", "0") if plan == "null" else ("v_plan_name", "v_allowance")
         return (
-            f"row({version}, {plan}, {', '.join(price)},"
+            f"row({'null' if plan == 'null' else 'p_version'}, {plan}, {', '.join(price)},"
             f" {config.min_balance}::bigint, {text(config.rounding)}, {text(config.overrun)},"
             f" {config.low_balance_credits}::bigint, {config.signup_bonus}::bigint,"
             f" {text(config.default_plan) if config.default_plan else 'null'}, {text(config.timezone)},"
@@ -335,8 +330,10 @@ class _Compiler:
         formulas = self.formulas
         barred = {"fixed_job", "tool_calls"} if formulas.tools else {"fixed_job"}
         known = (name for name in (*UsageMetrics.model_fields, *self.config.metrics) if name not in barred)
+        model = "coalesce(p_usage ->> 'model', '')" if DEFAULT in formulas.models else "p_usage ->> 'model'"
+        unseen = " and not p_unseen" if self.config.default_plan else ""
 
-        def found(key: str, resolved: str) -> list[str]:
+        def found(key: str, resolved: str = "null") -> list[str]:
             reads, credits = self.valued(formulas.models[key], f"models.{key}")
             return [
                 f"v_quote := {self.quote('null', resolved, 'null', '0', '0', '0', '0', 'null')};",
@@ -344,9 +341,12 @@ class _Compiler:
                 f"v_quote.model_credits := greatest(0::numeric, {credits});",
             ]
 
+        def named(key: str) -> list[str]:
+            return found(key, text(key))
+
         chains = _chains(sorted(formulas.models), [])
         if sum(1 + len(prefixes) for prefixes in chains.values()) <= INLINED_KEYS:
-            lines = _search("v_model", _steps("v_model", chains, *2 * [lambda key: found(key, text(key))]))
+            lines = _search("v_model", _steps("v_model", chains, named, named))
         else:
             calls = [
                 (_bound(first), [f"v_price := ducto_private.{leaf}(v_model, v_model, p_usage, -1);"])
@@ -359,7 +359,7 @@ class _Compiler:
                 "v_quote.model_credits := v_price.credits;",
             ]
         if DEFAULT in formulas.models:
-            lines += ["if v_quote.model_credits is null then", *_indent(found(DEFAULT, "null")), "end if;"]
+            lines += ["if v_quote.model_credits is null then", *_indent(found(DEFAULT)), "end if;"]
         cost = ["v_quote.cost := v_quote.model_credits;"]
         if formulas.search or formulas.cache:
             cost = [
@@ -371,9 +371,10 @@ class _Compiler:
                 "end if;",
             ]
         return [
-            f"if p_usage - {text('{' + ','.join(known) + '}')}::text[] = '{{}}'::jsonb and coalesce(p_job, p_plan) is null"
-            f"{' and not p_unseen' if self.config.default_plan else ''} then",
-            f"  v_model := {'''coalesce(p_usage ->> 'model', '')''' if DEFAULT in formulas.models else '''p_usage ->> 'model' '''};",
+            f"if p_usage - {text('{' + ','.join(known) + '}')}::text[] = '{{}}'::jsonb",
+            f"  and coalesce(p_job, p_plan) is null{unseen}",
+            "then",
+            f"  v_model := {model};",
             *_indent([*lines, *cost]),
             f"  if v_quote.cost <= {MAX_BIGINT} then",
             "    v_quote.version := p_version;",

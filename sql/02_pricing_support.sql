@@ -78,22 +78,23 @@ begin
 end
 $$;
 
--- The known name most like a misspelt one: at least half of their pairs of letters are the same. Or null.
+-- The known name most like a misspelt one: at least half of their letters and pairs of letters are the same. Or null.
 create or replace function ducto_private.nearest(p_name text, p_known text[]) returns text
 language sql stable parallel safe
 as $$
   with plain as (
     select k.name, pg_catalog.translate(pg_catalog.lower(k.name), '_-', '') as letters
     from pg_catalog.unnest(p_name || p_known) as k (name)
-  ), pairs as (
-    select distinct p.name, pg_catalog.substr(p.letters, s.start, 2) as pair
+  ), parts as (
+    select distinct p.name, pg_catalog.substr(p.letters, s.start, z.size) as part
     from plain as p
-    cross join pg_catalog.generate_series(1, pg_catalog.length(p.letters) - 1) as s (start)
+    cross join pg_catalog.generate_series(1, pg_catalog.length(p.letters)) as s (start)
+    cross join (values (1), (2)) as z (size)
   ), counted as (
-    select k.name, pg_catalog.count(*) as total, pg_catalog.count(m.pair) as shared,
-      (select pg_catalog.count(*) from pairs as o where o.name = p_name) as wanted
-    from pairs as k
-    left join pairs as m on m.name = p_name and m.pair = k.pair
+    select k.name, pg_catalog.count(*) as total, pg_catalog.count(m.part) as shared,
+      (select pg_catalog.count(*) from parts as o where o.name = p_name) as wanted
+    from parts as k
+    left join parts as m on m.name = p_name and m.part = k.part
     where k.name = any (p_known)
     group by k.name
   )

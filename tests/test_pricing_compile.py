@@ -34,13 +34,13 @@ def publish(conn: Connection, config: PricingConfigData) -> int:
 
 
 def database_price(conn: Connection, usage: Mapping[str, Any], plan: str | None = None) -> list[str | None]:
-    """Key, parts and cost as text, or the SQLSTATE and the message."""
+    """Key, parts and cost as text, or the SQLSTATE, the message and the hint."""
     parts = ", ".join(f"q.{part}::text" for part in PARTS)
     query = f"select q.resolved_model, {parts} from ducto_private.quote(null, %s::jsonb, null, %s, false) as q"
     try:
         row = conn.execute(query.encode(), [exactjson.dumps(usage), plan]).fetchone()
     except psycopg.Error as error:
-        return [error.sqlstate, unquoted(error.diag.message_primary or "")]
+        return [error.sqlstate, unquoted(error.diag.message_primary or ""), error.diag.message_hint]
     return list(row or ())
 
 
@@ -53,7 +53,7 @@ def engine_price(engine: PricingEngine, usage: Mapping[str, Any], plan: str | No
     try:
         cost = engine.calculate(usage, plan)
     except DuctoError as error:
-        return [error.code, unquoted(error.message)]
+        return [error.code, unquoted(error.message), error.hint]
     parts = (getattr(cost, part) for part in (*PARTS[:-1], "total"))
     return [cost.resolved_model, *(format(part, "f") for part in parts)]
 
