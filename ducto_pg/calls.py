@@ -143,7 +143,7 @@ class Parameter:
                 return value
             case "jsonb", BaseModel() | Mapping():
                 return self._json(value)
-        raise InvalidArgumentError(f"{self.name} must be {_IN_WORDS[self.sql_type]}, not {value!r}")
+        raise InvalidArgumentError(f"{self.name} must be {_IN_WORDS[self.sql_type]}, not {repr(value)[:100]}")
 
     def _json(self, value: BaseModel | Mapping[str, Any]) -> str:
         if isinstance(value, UsageMetrics):
@@ -151,12 +151,12 @@ class Parameter:
         elif isinstance(value, BaseModel):
             value = value.model_dump(exclude_none=True)
         elif self.name == "metrics" and any(isinstance(number, float) for number in value.values()):
-            raise InvalidArgumentError(f"metrics: a float is not exact, pass an int or a Decimal: {value!r}")
+            raise InvalidArgumentError(f"metrics: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
         try:
             text = exactjson.dumps(dict(value))
             text.encode()
             return text
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{self.name} cannot be written as JSON: {error}") from error
 
 

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.adapt import Buffer, Loader
 from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types.numeric import NumericBinaryLoader
+from psycopg.types.numeric import NumericBinaryLoader, NumericLoader
 
 from ducto_pg import exactjson
 from ducto_pg.calls import Calls, Statement
@@ -129,6 +129,11 @@ class AsyncCreditManager(Calls):
 
 
 class _ExactJson(Loader):
+    def load(self, data: Buffer) -> Any:
+        return exactjson.loads(bytes(data))
+
+
+class _ExactJsonBinary(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> Any:
@@ -138,10 +143,12 @@ class _ExactJson(Loader):
 def _read_exactly(cursor: psycopg.Cursor[TupleRow] | psycopg.AsyncCursor[TupleRow]) -> None:
     """Numbers come as Decimal through this cursor, whatever the connection is told.
 
-    Answers are read in binary: their text would follow the session's DateStyle.
+    Answers to calls with arguments are read in binary: their text would follow the session's DateStyle.
     """
-    cursor.adapters.register_loader("jsonb", _ExactJson)
-    cursor.adapters.register_loader("numeric", NumericBinaryLoader)
+    for loader in (_ExactJson, _ExactJsonBinary):
+        cursor.adapters.register_loader("jsonb", loader)
+    for numbers in (NumericLoader, NumericBinaryLoader):
+        cursor.adapters.register_loader("numeric", numbers)
 
 
 @contextmanager

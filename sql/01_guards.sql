@@ -33,7 +33,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  raise exception using errcode = '22023', message = p_message, hint = p_hint, detail = coalesce(p_detail, '');
+  raise exception using errcode = '22023', message = p_message, hint = p_hint, detail = coalesce(p_detail, 'Nothing was changed.');
 end
 $$;
 
@@ -43,7 +43,7 @@ create or replace function ducto_private.is_text(p_value text) returns boolean
 language sql immutable parallel safe
 as $$
   select p_value is not null and char_length(p_value) between 1 and 255
-    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u00a0')
+    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000')
 $$;
 
 create or replace function ducto_private.is_plain_usage(p_usage jsonb) returns boolean
@@ -73,7 +73,7 @@ language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if char_length(p_key) not between 1 and 255 or btrim(p_key, E' \t\n\r\f\u000b\u00a0') = '' then
+  if char_length(p_key) not between 1 and 255 or btrim(p_key, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000') = '' then
     perform ducto_private.invalid('p_idempotency_key must have 1 to 255 characters, not all blank',
       'Use a request id of your own, or null for a call that is never repeated.', left(p_key, 100));
   end if;

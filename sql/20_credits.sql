@@ -254,8 +254,9 @@ end
 $$;
 comment on function ducto.set_credit_limit is 'How far below zero an account may go; 0 is the default. Opens the account if it is new.';
 
--- The sequence number of an account's last row not after p_at, else 0: times never run backwards along the sequence.
-create or replace function ducto_private.seq_at(p_account_id text, p_at timestamptz) returns bigint
+-- The sequence number of an account's last row not after p_at (or, p_before, earlier than it), else 0: times never run
+-- backwards along the sequence.
+create or replace function ducto_private.seq_at(p_account_id text, p_at timestamptz, p_before boolean default false) returns bigint
 language plpgsql stable
 as $$
 declare
@@ -271,9 +272,9 @@ begin
   while v_low < v_high loop
     v_middle := (v_low + v_high + 1) / 2;
     if (
-      select t.created_at
+      select t.created_at < p_at or not p_before and t.created_at = p_at
       from ducto_private.transactions as t
-      where t.account_id = p_account_id and t.seq = v_middle) <= p_at
+      where t.account_id = p_account_id and t.seq = v_middle)
     then
       v_low := v_middle;
     else

@@ -124,6 +124,9 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
       perform ducto_private.check_snapshot(v_quote.version);
     end if;
+    if v_opens then
+      v_account := ducto_private.unopened(p_account_id, v_quote);
+    end if;
     v_now := greatest(ducto_private.clock(), v_account.changed_at);
     if ducto_private.is_due(v_account, v_now) then
       v_due := true;

@@ -91,8 +91,8 @@ declare
   v_opens boolean := false;
   v_due boolean := false;
   v_charged bigint;
-  v_left bigint := 0;
-  v_used bigint := 0;
+  v_left bigint;
+  v_used bigint;
   v_held bigint := 0;
   v_shortfall bigint := 0;
   v_warnings text[];
@@ -103,6 +103,8 @@ begin
   end if;
 
   loop
+    v_left := 0;
+    v_used := 0;
     select a.*
     into v_account
     from ducto_private.accounts as a
@@ -133,6 +135,9 @@ begin
       v_quote := ducto_private.quote(null, p_usage, p_job, v_account.plan_id, v_opens);
       if current_setting('transaction_isolation') <> 'read committed' then
         perform ducto_private.check_snapshot(v_quote.version);
+      end if;
+      if v_opens then
+        v_account := ducto_private.unopened(p_account_id, v_quote);
       end if;
     else
       v_hold := ducto_private.find_hold(p_reservation_id, p_account_id);
@@ -185,8 +190,8 @@ begin
         if v_shortfall > 0 and v_quote.overrun = 'reject' then
           return ducto_private.charge_refusal('insufficient_credits', v_account, v_shortfall);
         end if;
-        perform ducto_private.check_range(v_account.balance::numeric + v_used - v_charged, 'the balance', p_account_id);
       end if;
+      perform ducto_private.check_range(v_account.balance::numeric + v_used - v_charged, 'the balance', p_account_id);
       v_account.held := v_account.held - v_held;
       if v_hold.status = 'active' and v_hold.expires_at > v_now then
         v_held := case when p_final then 0 else greatest(0, v_held - v_charged) end;

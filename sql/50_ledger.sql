@@ -77,7 +77,7 @@ set standard_conforming_strings = on
 as $$
 declare
   v_from bigint := 0;
-  v_to bigint := coalesce(p_before - 1, 9223372036854775807);
+  v_to bigint := 9223372036854775807;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_limit(coalesce(p_limit, 50));
@@ -89,10 +89,10 @@ begin
     perform ducto_private.invalid('p_to lies before p_from', 'A window is [p_from, p_to).');
   end if;
   if p_from is not null then
-    v_from := ducto_private.seq_at(p_user_id, p_from - interval '1 microsecond');
+    v_from := ducto_private.seq_at(p_user_id, p_from, true);
   end if;
   if p_to is not null then
-    v_to := least(v_to, ducto_private.seq_at(p_user_id, p_to - interval '1 microsecond'));
+    v_to := ducto_private.seq_at(p_user_id, p_to, true);
   end if;
   return query
   select a.*
@@ -101,6 +101,7 @@ begin
   where t.account_id = p_user_id
     and t.seq > v_from
     and t.seq <= v_to
+    and (p_before is null or t.seq < p_before)
     and (p_type is null or t.type = p_type)
   order by t.seq desc
   limit coalesce(p_limit, 50);

@@ -86,6 +86,31 @@ begin
     from totals as t
     where not exists (select from ducto_private.accounts as a where a.account_id = t.account_id)
     union all
+    select t.account_id, 'every row but a charge''s has details', 'details', 'none', t.transaction_id::text
+    from rows as t
+    where t.type <> 'usage' and not exists (
+      select from ducto_private.transaction_details as d
+      where d.transaction_id = t.transaction_id and d.account_id = t.account_id)
+    union all
+    select t.account_id, 'lifetime_purchased follows the rows', x.purchased::text, t.lifetime_purchased::text, t.transaction_id::text
+    from (
+      select r.account_id, r.transaction_id, r.lifetime_purchased,
+        sum(case when r.type = 'purchase' or r.type = 'removal' and g.type = 'purchase' then r.amount else 0 end)
+          over (partition by r.account_id order by r.seq) as purchased
+      from rows as r
+      left join ducto_private.transactions as g on g.transaction_id = r.refers_to and g.account_id = r.account_id
+      where r.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment', 'removal')
+    ) as x
+    join rows as t on t.transaction_id = x.transaction_id and t.account_id = x.account_id
+    where t.lifetime_purchased is distinct from x.purchased
+    union all
+    select t.account_id, 'a charge has a published version', 'a version', coalesce(t.pricing_version::text, 'none'),
+      t.transaction_id::text
+    from rows as t
+    where t.type = 'usage' and not exists (
+      select from ducto_private.pricing_versions as v
+      where v.version = t.pricing_version)
+    union all
     select r.account_id, 'seq has no gap', (r.seq_before + 1)::text, r.seq::text, r.transaction_id::text
     from rows as r
     where r.seq <> r.seq_before + 1
