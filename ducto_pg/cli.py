@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
+        if sys.stdout is None:
+            raise DuctoError("standard output is closed")
         code = command(arguments)
         sys.stdout.flush()
         return code or 0
@@ -47,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (DuctoError, ServerError, psycopg.Error, OSError, UnicodeError) as error:
-        print(f"ducto-pg: {_describe(error)}", file=sys.stderr)
+        hint = ""
+        if isinstance(error, psycopg.OperationalError) and not error.sqlstate and command is not _quickstart:
+            named = arguments.dsn is not None or os.environ.get("DATABASE_URL")
+            hint = "" if named else "; DATABASE_URL is not set: set it, or give --dsn"
+        elif isinstance(error, psycopg.errors.InsufficientPrivilege) and command in (_publish, _activate):
+            hint = "; only the role that installed publishes"
+        print(f"ducto-pg: {_describe(error)}{hint}", file=sys.stderr)
         return 1
 
 
@@ -149,7 +157,9 @@ def _setup(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(result)
     else:
-        print("\n".join([*result.tables_created, *result.rpcs_created]) or "nothing to change")
+        tables, functions = result.tables_created, result.rpcs_created
+        head = f"ducto_pg {__version__} installed: {len(tables)} tables, {len(functions)} functions"
+        print("\n".join([head, *tables, *functions]) if tables or functions else "nothing to change")
 
 
 def _sql(arguments: argparse.Namespace) -> None:
@@ -161,8 +171,10 @@ def _sql(arguments: argparse.Namespace) -> None:
 
 def _quickstart(arguments: argparse.Namespace) -> int:
     """charge a sample of real traffic, on a server that comes and goes, and check every digit"""
+    from ducto_pg.install import check_dsn
     from ducto_pg.quickstart import run
 
+    check_dsn(arguments.dsn or "", "--dsn")
     return 0 if run(dsn=arguments.dsn, trace=arguments.trace, keep=arguments.keep) else 1
 
 
@@ -170,6 +182,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     """look for rules of the ledger that do not hold"""
     with _manager(arguments) as manager:
         violations = manager.verify_ledger(arguments.account)
+        if arguments.account is not None and not violations and not manager.get_balance(arguments.account).revision:
+            raise DuctoError(f"no such account: {arguments.account!r}")
     if arguments.json:
         _print_json(violations)
     elif violations:
@@ -203,6 +217,8 @@ def _list(arguments: argparse.Namespace) -> None:
         history = manager.get_pricing_history()
     if arguments.json:
         _print_json(history)
+    elif not history:
+        print("no version is published yet")
     else:
         rows = ((v.version, "active" if v.active else "", v.created_at, v.label or "") for v in history)
         print_table(("version", "", "published", "label"), rows)
@@ -211,7 +227,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _activate(arguments: argparse.Namespace) -> None:
     """make a published version the one that prices from now on"""
     with _manager(arguments) as manager:
-        result = manager.activate_pricing(arguments.version)
+        result = manager.activate_pricing(_number(arguments.version))
     _print_version(arguments, result, "active")
 
 
@@ -248,15 +264,20 @@ def _compile(arguments: argparse.Namespace) -> None:
 
 def _manager(arguments: argparse.Namespace) -> "CreditManager":
     from ducto_pg.client import CreditManager
+    from ducto_pg.install import check_dsn
 
-    dsn: str | None = arguments.dsn
-    return CreditManager(dsn if dsn is not None else os.environ.get("DATABASE_URL", ""))
+    given: str | None = arguments.dsn
+    dsn = os.environ.get("DATABASE_URL", "") if given is None else given
+    check_dsn(dsn, "DATABASE_URL" if given is None else "--dsn")
+    return CreditManager(dsn)
 
 
 def _load(file: str) -> "PricingConfigData":
     from ducto_pg.config import load
 
     try:
+        if file == "-" and sys.stdin is None:
+            raise DuctoError("standard input is closed")
         return load(sys.stdin.buffer.read() if file == "-" else Path(file))
     except ConfigError as error:
         raise DuctoError(f"{file}: {error}") from error
@@ -269,10 +290,16 @@ def _config_of(manager: "CreditManager", name: str) -> "PricingConfigData":
 def _published(manager: "CreditManager", name: str) -> "PricingConfigData":
     if name != "active" and not name.isdecimal():
         raise DuctoError(f"a version is a number or `active`, not {name!r}")
-    result = manager.get_active_pricing() if name == "active" else manager.get_pricing_config(int(name))
+    result = manager.get_active_pricing() if name == "active" else manager.get_pricing_config(_number(int(name)))
     if result is None:
         raise DuctoError("no pricing version is active yet")
     return result.config
+
+
+def _number(version: int) -> int:
+    if version >= 2**31:
+        raise DuctoError(f"there is no pricing version {version}")
+    return version
 
 
 def _print_version(arguments: argparse.Namespace, result: "PricingConfigResult", what: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import psycopg
@@ -15,7 +16,7 @@ from psycopg.types.numeric import NumericBinaryLoader, NumericLoader
 from ducto_pg import exactjson
 from ducto_pg.calls import Calls, Statement
 from ducto_pg.errors import InvalidArgumentError, from_sqlstate
-from ducto_pg.install import SetupOptions, asetup, setup
+from ducto_pg.install import SetupOptions, asetup, check_dsn, setup
 from ducto_pg.models import SetupResult
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class CreditManager(Calls):
     """
 
     def __init__(self, source: "psycopg.Connection[Any] | ConnectionPool[Any] | str") -> None:
+        if isinstance(source, str):
+            check_dsn(source)
+        elif not isinstance(source, psycopg.Connection) and not _is_pool(source, asynchronous=False):
+            raise TypeError(f"CreditManager takes a psycopg connection, a pool or a DSN, not {type(source)}")
         self._source = source
         self._kept: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
@@ -82,6 +87,12 @@ class AsyncCreditManager(Calls):
     """`CreditManager` on an async psycopg connection, an async pool, or a DSN: every call is a coroutine."""
 
     def __init__(self, source: "psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any] | str") -> None:
+        if isinstance(source, str):
+            check_dsn(source)
+        elif not isinstance(source, psycopg.AsyncConnection) and not _is_pool(source, asynchronous=True):
+            raise TypeError(
+                f"AsyncCreditManager takes an async psycopg connection, an async pool or a DSN, not {type(source)}"
+            )
         self._source = source
         self._kept: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
@@ -128,6 +139,11 @@ class AsyncCreditManager(Calls):
                 yield conn
 
 
+def _is_pool(source: object, *, asynchronous: bool) -> bool:
+    lends = callable(getattr(type(source), "connection", None))
+    return lends and iscoroutinefunction(getattr(source, "close", None)) is asynchronous
+
+
 class _ExactJson(Loader):
     def load(self, data: Buffer) -> Any:
         return exactjson.loads(bytes(data))
@@ -156,6 +172,9 @@ def _errors() -> Iterator[None]:
     """Raises the database's errors as those of `ducto_pg.errors`; what is none of ours stays psycopg's."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        what = repr(error.object[error.start : error.end])[:100]
+        raise InvalidArgumentError(f"{what} is not in the connection's client_encoding, {error.encoding}") from error
     except psycopg.Error as error:
         message = error.diag.message_primary or str(error)
         ours = from_sqlstate(error.sqlstate, message, error.diag.message_detail, error.diag.message_hint)

@@ -80,7 +80,7 @@ def check(config: PricingConfigData) -> Formulas:
     for section, key in SECTION_KEYS.items():
         for other in getattr(config, section):
             if other != key:
-                raise ConfigError("unknown key", path=f"{section}.{other}", suggestion=key)
+                raise ConfigError(f"{section} has one key, {key}", path=f"{section}.{other}")
     for name in config.metrics:
         if not is_metric_name(name):
             message = "a metric is named by 1 to 48 of a-z, 0-9 and _, a letter first; no word of formulas or usage"
@@ -110,6 +110,8 @@ def _compile(texts: Mapping[str, str], path: str, metrics: frozenset[str]) -> di
             formulas[key] = _parse(text, metrics)
         except ExpressionError as error:
             error.path = f"{path}.{key}"
+            if error.message.startswith("unknown name") and not error.suggestion:
+                error.message += " (a number of your own: declare it under metrics)"
             raise
     return formulas
 
@@ -167,7 +169,8 @@ def _shape(data: Any) -> PricingConfigData:
     try:
         return PricingConfigData.model_validate(dict(data))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        faults = error.errors(include_url=False)
+        first = min(faults, key=lambda fault: fault["type"] != "extra_forbidden")
         where = [str(step) for step in first["loc"] if step != "[key]"]
         path = ".".join(where)
         if first["type"] == "extra_forbidden":
@@ -175,6 +178,11 @@ def _shape(data: Any) -> PricingConfigData:
             raise _unknown("unknown key", path, where[-1], kind.model_fields) from None
         if first["type"] == "missing":
             raise ConfigError("is required", path=path) from None
+        if first["type"] == "dict_type" and path in SECTION_KEYS:
+            raise ConfigError(f"is a mapping with one key, {SECTION_KEYS[path]}", path=path) from None
+        if first["type"] == "string_type" and (len(where) == 2 or "rate_overrides" in where):
+            message = f"a formula is text, such as 'input_tokens * 0.001', not {first['input']}"
+            raise ConfigError(message, path=path) from None
         raise ConfigError(first["msg"].removeprefix("Value error, "), path=path) from None
 
 
@@ -254,7 +262,9 @@ def _read_yaml(text: str) -> Any:
     try:
         # Not the C loader: a deeply nested text overflows its stack and ends the process.
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-        return _yaml_value(node, (), [0]) if node else None
+        if node is None:
+            raise ConfigError("the file is empty")
+        return _yaml_value(node, (), [0])
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" (line {mark.line + 1} column {mark.column + 1})" if mark else ""

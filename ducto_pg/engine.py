@@ -202,6 +202,9 @@ def _at_least_zero(value: Decimal) -> Decimal:
 
 
 def _usage(data: Mapping[str, Any]) -> UsageMetrics:
+    for name, value in data.items():
+        if value is None and name not in ("model", "fixed_job"):
+            raise InvalidArgumentError(f"{name}: must be a number, not None")
     try:
         return UsageMetrics.model_validate(dict(data))
     except ValidationError as error:

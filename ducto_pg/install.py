@@ -6,12 +6,14 @@ runs it inside the caller's transaction and reports.
 """
 
 import json
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -59,16 +61,17 @@ def setup(conn: psycopg.Connection[Any] | SqlAlchemyConnection | str, **options:
     many processes at once: one installs, the others wait up to 60 seconds. The options are those of `SetupOptions`.
 
     A failure is in `.errors` (`.or_raise()` raises it), nothing is changed then and the connection stays usable.
-    Raises TypeError for a `conn` of another kind.
+    Raises TypeError for a `conn` or an option of another kind, InvalidArgumentError for a DSN that is none.
     """
     text = script(**options)
     if isinstance(conn, str):
+        check_dsn(conn)
         try:
             with psycopg.connect(conn, autocommit=True) as own:
                 return _run(own, text)
         except psycopg.Error as error:
             return SetupResult(errors=[_describe(error)])
-    if not isinstance(conn, psycopg.Connection) and not hasattr(conn, "exec_driver_sql"):
+    if not isinstance(conn, psycopg.Connection) and (not hasattr(conn, "exec_driver_sql") or hasattr(conn, "run_sync")):
         raise TypeError(f"setup() takes a psycopg connection, a SQLAlchemy connection or a DSN, not {type(conn)}")
     return _run(conn, text)
 
@@ -79,6 +82,7 @@ async def asetup(
     """`setup()` on an async psycopg or SQLAlchemy connection, or a DSN."""
     text = script(**options)
     if isinstance(conn, str):
+        check_dsn(conn)
         try:
             async with await psycopg.AsyncConnection.connect(conn, autocommit=True) as own:
                 return await _arun(own, text)
@@ -91,6 +95,22 @@ async def asetup(
     raise TypeError(f"asetup() takes an async psycopg or SQLAlchemy connection or a DSN, not {type(conn)}")
 
 
+def check_dsn(dsn: str, name: str = "the DSN") -> None:
+    """Raise InvalidArgumentError for what is no connection string, without repeating it: it may hold a password."""
+    if re.match(r"postgres(ql)?\+", dsn):
+        raise InvalidArgumentError(f"{name} has SQLAlchemy's form: write postgresql:// without +psycopg")
+    try:
+        parts = {key: str(value).split(",") for key, value in conninfo_to_dict(dsn).items()}
+    except (psycopg.Error, UnicodeError):
+        parts = {"port": ["none"]}
+    # A password that is not percent-encoded is in part read as host or port, which errors tell.
+    if any("@" in host[1:] for host in parts.get("host", [])) or not all(
+        port.strip().isdecimal() or not port for port in parts.get("port", [])
+    ):
+        message = f"{name} is no connection string (postgresql://user@host/database)"
+        raise InvalidArgumentError(message, hint="percent-encode what is special in a password")
+
+
 def script(
     *,
     grant_to: Roles = (),
@@ -100,6 +120,10 @@ def script(
     lock_timeout: str = "5s",
 ) -> str:
     """The whole of `setup()` as SQL: one statement, for psql or any migration tool, safe to run again."""
+    if not isinstance(lock_timeout, str):
+        raise TypeError(f"lock_timeout takes text such as '5s', not {lock_timeout!r}")
+    if "\0" in lock_timeout:
+        raise InvalidArgumentError(f"not a lock_timeout: {lock_timeout!r}")
     migrations = sqlfiles.read("migrations")
     behaviour = [
         sqlfiles.SqlFile(file.name, file.text.replace("{{version}}", __version__)) for file in sqlfiles.read("sql")
@@ -132,8 +156,10 @@ def _literal(text: str) -> str:
 
 
 def _names(roles: Roles) -> str:
-    listed = [roles] if isinstance(roles, str) else list(roles)
+    listed = [roles] if isinstance(roles, str) else list(roles) if isinstance(roles, Iterable) else [roles]
     for role in listed:
+        if not isinstance(role, str):
+            raise TypeError(f"roles are named by text or a list of texts, not {role!r}")
         if not exactjson.storable(role):
             raise InvalidArgumentError(f"not the name of a role: {role!r}")
     return f"array[{', '.join(map(_literal, listed))}]::text[]"
@@ -172,6 +198,10 @@ def _steps(text: str, *, own_transaction: bool) -> _Steps:
 
 
 def _run(conn: psycopg.Connection[Any] | SqlAlchemyConnection, text: str) -> SetupResult:
+    if not isinstance(conn, psycopg.Connection):
+        dialect = getattr(conn, "dialect", None)
+        if getattr(dialect, "name", "") != "postgresql" or not getattr(dialect, "driver", "").startswith("psycopg"):
+            raise TypeError("setup() takes a SQLAlchemy connection to PostgreSQL over psycopg or psycopg2")
     steps = _steps(text, own_transaction=_begins_none(conn))
     statement = next(steps)
     try:
@@ -228,6 +258,8 @@ def _describe(error: Exception) -> str:
         return f"ducto_pg needs a database with encoding UTF8 and that client_encoding, not {error.encoding}"
     cause = getattr(error, "orig", None) or error
     diagnostics = getattr(cause, "diag", None)
-    message = getattr(diagnostics, "message_primary", None) or str(cause).strip() or type(cause).__name__
+    message = (
+        getattr(diagnostics, "message_primary", None) or str(cause).split("[SQL:")[0].strip() or type(cause).__name__
+    )
     extras = [getattr(diagnostics, f"message_{field}", None) for field in ("detail", "hint")]
     return "; ".join([message, *filter(None, extras)])

@@ -23,7 +23,6 @@ MAX_BIGINT = 2**63 - 1
 MAX_USAGE = 10**15
 MAX_DECIMALS = 12
 
-Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 Rounding = Literal["carry", "up", "down", "half_up"]
 
 
@@ -48,6 +47,18 @@ def _number(value: Any) -> int | Decimal:
     return Decimal(format(Decimal((0, digits[:-beyond] or (0,), -MAX_DECIMALS)) if beyond else abs(value), "f"))
 
 
+def _credits(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = Decimal(value)
+    small = not isinstance(value, Decimal) or (value.is_finite() and abs(value) <= 2 * MAX_BIGINT)
+    try:
+        if small and not isinstance(value, str) and value == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"must be whole credits, not {value if isinstance(value, Decimal) else repr(value)}")
+
+
 def _count(value: Any) -> int:
     number = _number(0 if value is None else value)
     if number != int(number):
@@ -59,6 +70,8 @@ def _exact(value: Any) -> Decimal:
     return Decimal(_number(value))
 
 
+Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
+"""Whole credits: an int, or a Decimal without a fraction."""
 Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
 Quantity = Annotated[Decimal, BeforeValidator(_exact)]
@@ -178,10 +191,10 @@ class PricingConfigData(BaseModel):
     timezone: str = "UTC"
     overrun: Literal["debt", "reject"] = "debt"
 
-    @field_validator("version", mode="after")
+    @field_validator("version", mode="before")
     @classmethod
-    def _version(cls, value: int) -> int:
-        return int(value)
+    def _version(cls, value: Any) -> Any:
+        return 1 if value == 1 else value
 
     @property
     def low_balance_credits(self) -> int:

@@ -107,6 +107,7 @@ def compile_config(config: PricingConfigData, *, label: str | None = None, activ
     )
     header = (
         "-- Prices for ducto_pg, compiled from a pricing config. Do not edit: change the config and compile it again.\n"
+        "-- Run it where ducto_pg is set up (ducto-pg setup, or ducto-pg sql).\n"
     )
     return header + "".join(f"\n{statement};\n" for statement in (*compiled.functions, publish))
 

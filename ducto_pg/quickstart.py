@@ -7,6 +7,7 @@ a lost answer; some charges are refunded; some accounts run dry.
 import csv
 import os
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -259,15 +260,16 @@ def _drop_database(server: Server, name: str) -> None:
 
 
 def _say_how_to_ask(server: Server, dsn: str) -> None:
-    psql = server.bindir / "psql" if server.bindir else "psql"
-    print(f"\nDSN: {dsn}")
+    print(f"\nexport DATABASE_URL={shlex.quote(dsn)}")
+    if server.bindir:
+        print(f"export PATH={shlex.quote(str(server.bindir))}:$PATH")
     for query in (
         "select * from ducto.get_balance('user-0001')",
         """select * from ducto.deduct('user-0001', '{"model": "gpt-5.5", "input_tokens": 800}', 'try-1')""",
         "select seq, type, amount, balance_after, cost from ducto.list_transactions('user-0001', 5)",
     ):
         escaped = query.replace('"', '\\"')
-        print(f'{psql} "{dsn}" -c "{escaped}"')
+        print(f'psql "$DATABASE_URL" -c "{escaped}"')
     if server.pid:
         print(f"kill -INT {server.pid}   # ends the server, and removes its data")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ducto_pg import embedded
 from ducto_pg.embedded import Server, ServerError
+from ducto_pg.install import check_dsn
 
 OLDEST_MAJOR = 14
 
@@ -33,6 +34,7 @@ def open_server(settings: Mapping[str, str] | None = None, *, keep: bool = False
     Raises ServerError, which says why each way failed. A `DUCTO_PG_TEST_DSN` that does not answer is an error at once.
     """
     if named := os.environ.get("DUCTO_PG_TEST_DSN"):
+        check_dsn(named, "DUCTO_PG_TEST_DSN")
         return Server(named, "DUCTO_PG_TEST_DSN")
     failures = []
     for way in (_local, _wheel, _container):

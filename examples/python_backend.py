@@ -2,7 +2,9 @@
 
     DATABASE_URL=postgresql:///scratch python examples/python_backend.py
 
-Use a scratch database: this installs ducto_pg, publishes prices and makes a table `summaries`.
+Needs `pip install '.[pool]'`. Use a scratch database: this installs ducto_pg, publishes prices and makes a table
+`summaries`. Run it again, or retry a request with its id: what was saved is answered without asking the model, and what
+was not finds its hold again. Nothing is saved or charged twice.
 """
 
 import os
@@ -27,8 +29,12 @@ def call_model(text: str) -> tuple[str, UsageMetrics]:
 def summarize(pool: ConnectionPool[Any], user_id: str, request_id: str, text: str) -> str:
     """Hold, work, then save the result and charge for it in one transaction.
 
-    Raises InsufficientCreditsError before any work is done.
+    A request that was saved before is answered again, for nothing. Raises InsufficientCreditsError before any work is
+    done.
     """
+    if saved := find(pool, request_id):
+        return saved
+
     # On a pool each call is a transaction of its own: the hold is committed, and no connection is kept meanwhile.
     estimate = UsageMetrics(model="chat", input_tokens=len(text), output_tokens=100)
     hold = CreditManager(pool).reserve(user_id, estimate, idempotency_key=request_id).or_raise()
@@ -36,12 +42,25 @@ def summarize(pool: ConnectionPool[Any], user_id: str, request_id: str, text: st
     summary, usage = call_model(text)
 
     with pool.connection() as conn, conn.transaction():
-        conn.execute("insert into summaries (request_id, summary) values (%s, %s)", [request_id, summary])
-        # Last: from here until the commit, the account's row is locked.
-        CreditManager(conn).deduct(
-            user_id, usage, idempotency_key=request_id, reservation_id=hold.reservation_id
-        ).or_raise()
-    return summary
+        inserted = conn.execute(
+            "insert into summaries (request_id, summary) values (%s, %s) on conflict (request_id) do nothing",
+            [request_id, summary],
+        )
+        # No row: the same request, sent twice at once, was saved and charged meanwhile.
+        if inserted.rowcount:
+            # Last: from here until the commit, the account's row is locked.
+            CreditManager(conn).deduct(
+                user_id, usage, idempotency_key=request_id, reservation_id=hold.reservation_id
+            ).or_raise()
+            return summary
+    return find(pool, request_id) or summary
+
+
+def find(pool: ConnectionPool[Any], request_id: str) -> str | None:
+    """The summary that was saved for a request."""
+    with pool.connection() as conn:
+        row = conn.execute("select summary from summaries where request_id = %s", [request_id]).fetchone()
+    return row[0] if row else None
 
 
 def prepare(conn: psycopg.Connection[Any]) -> None:
@@ -49,7 +68,13 @@ def prepare(conn: psycopg.Connection[Any]) -> None:
     credits = CreditManager(conn)
     credits.setup().or_raise()
     credits.publish_pricing(PRICES)
-    conn.execute("create table if not exists summaries (request_id text primary key, summary text not null)")
+    conn.execute(
+        """
+        create table if not exists summaries (
+          request_id text primary key,
+          summary text not null check (summary <> ''))
+        """
+    )
 
 
 def main(dsn: str) -> None:
@@ -62,14 +87,13 @@ def main(dsn: str) -> None:
     # 2. A pool.
     with ConnectionPool[psycopg.Connection[Any]](dsn, min_size=1, open=True) as pool:
         print("summary:", summarize(pool, "alice", "request-1", "x" * 1000))
+        print("a retry:", summarize(pool, "alice", "request-1", "x" * 1000))
         print("balance:", CreditManager(pool).get_balance("alice").balance)
 
-        # The row exists already, so the insert fails, and the charge goes with it; the hold stays until it expires.
-        with pool.connection() as conn:
-            conn.execute("insert into summaries values ('request-2', 'taken')")
+        # An empty summary cannot be saved, so nothing is charged; the hold stays until it expires.
         try:
-            summarize(pool, "alice", "request-2", "x" * 1000)
-        except psycopg.errors.UniqueViolation:
+            summarize(pool, "alice", "request-2", "")
+        except psycopg.errors.CheckViolation:
             balance = CreditManager(pool).get_balance("alice")
             print("not saved, not charged:", balance.balance, "reserved:", balance.reserved)
 

@@ -2,7 +2,7 @@
 
     DATABASE_URL=postgresql:///scratch python examples/streaming.py
 
-Use a scratch database: this installs ducto_pg and publishes prices.
+Needs `pip install '.[pool]'`. Use a scratch database: this installs ducto_pg and publishes prices.
 """
 
 import asyncio
@@ -95,12 +95,12 @@ async def main(dsn: str) -> None:
         credits = AsyncCreditManager(pool)
         (await credits.setup()).or_raise()
         await credits.publish_pricing(PRICES)
-        (await credits.add_credits("alice", 1000, "purchase", idempotency_key="invoice-1")).or_raise()
+        (await credits.add_credits("bob", 1000, "purchase", idempotency_key="invoice-1")).or_raise()
 
-        text = "".join([piece async for piece in answer(credits, "alice", "whole", "x" * 1000)])
+        text = "".join([piece async for piece in answer(credits, "bob", "whole", "x" * 1000)])
         print("whole answer:", len(text), "characters")
 
-        async with aclosing(answer(credits, "alice", "cut-off", "x" * 1000)) as pieces:
+        async with aclosing(answer(credits, "bob", "cut-off", "x" * 1000)) as pieces:
             read = 0
             async for _ in pieces:
                 read += 1
@@ -109,7 +109,7 @@ async def main(dsn: str) -> None:
         print("client gone after:", read, "pieces")
 
         try:
-            async for _ in answer(credits, "alice", "never-began", "down"):
+            async for _ in answer(credits, "bob", "never-began", "down"):
                 pass
         except ModelDownError:
             print("model down: hold released")
@@ -117,17 +117,17 @@ async def main(dsn: str) -> None:
         # The server died between hold and charge. Whoever finds the unfinished request later may still settle it: the
         # hold's key gives its id again, and an expired hold is charged with the warning reservation_expired.
         most = UsageMetrics(model="chat", input_tokens=1000, output_tokens=MAX_TOKENS)
-        await credits.reserve("alice", most, ttl_seconds=1, idempotency_key="orphan")
+        await credits.reserve("bob", most, ttl_seconds=1, idempotency_key="orphan")
         await asyncio.sleep(2)
-        found = (await credits.reserve("alice", most, idempotency_key="orphan")).or_raise()
+        found = (await credits.reserve("bob", most, idempotency_key="orphan")).or_raise()
         late = await credits.deduct_credits(
-            "alice", 12, found.reservation_id, idempotency_key="orphan", metadata={"estimated": True}
+            "bob", 12, reservation_id=found.reservation_id, idempotency_key="orphan", metadata={"estimated": True}
         )
         print("late:", late.warnings)
 
-        for row in reversed(await credits.list_transactions("alice", type="usage")):
+        for row in reversed(await credits.list_transactions("bob", type="usage")):
             print(row.idempotency_key, row.cost, row.amount, row.metadata)
-        balance = await credits.get_balance("alice")
+        balance = await credits.get_balance("bob")
         print("balance:", balance.balance, "reserved:", balance.reserved)
         print("ledger:", await credits.verify_ledger() or "sound")
 

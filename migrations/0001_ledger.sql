@@ -155,7 +155,8 @@ create unique index transactions_key on ducto_private.transactions (account_id, 
 create index transactions_created_at on ducto_private.transactions using brin (created_at);
 
 comment on column ducto_private.transactions.writer is 'The writing transaction, by which a rollup knows what can still appear before it.';
-comment on column ducto_private.transactions.fingerprint is 'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable.';
+comment on column ducto_private.transactions.fingerprint is
+  'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable; null on a plain charge, whose usage tells.';
 
 create table ducto_private.transaction_details (
   transaction_id uuid not null,

@@ -23,6 +23,9 @@ begin
   into v_row
   from ducto_private.ledger as t
   where t.transaction_id = p_id and t.account_id = p_account.account_id;
+  if v_row.type = 'usage' and v_row.fingerprint is null then
+    v_row.fingerprint := ducto_private.charge_fingerprint('deduct', v_row.usage, null, null, null, true);
+  end if;
   if v_row.fingerprint is distinct from p_fingerprint then
     return ducto_private.charge_refusal('idempotency_conflict', p_account);
   end if;
@@ -257,7 +260,7 @@ declare
 begin
   -- The plain charge: no hold, and an account that uses nothing but its balance. Lock, decide, write, by the rules of
   -- charge(); whatever is not plain, or not a success, is left to charge(), which begins with the key.
-  if p_reservation_id is null and p_metadata is null and ducto_private.is_plain_usage(p_metrics)
+  if p_reservation_id is null and p_metadata is null and p_final is not false and ducto_private.is_plain_usage(p_metrics)
     and (p_idempotency_key is null or ducto_private.is_text(p_idempotency_key))
     and current_setting('transaction_isolation') = 'read committed'
   then
@@ -280,10 +283,8 @@ begin
           v_carry := trim_scale(v_carry + v_quote.cost - v_charged);
         end if;
         insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
-          writer, fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
+          writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
         values (v_id, v_seq + 1, -v_charged, v_balance - v_charged, 0, v_revision + 1, v_now, pg_current_xact_id(),
-          case when p_idempotency_key is not null
-            then ducto_private.charge_fingerprint('deduct', p_metrics, null, null, null, coalesce(p_final, true)) end,
           v_quote.version, p_user_id, 'usage', v_carry, v_quote.cost, p_metrics, p_metrics ->> 'model', v_quote.resolved_model,
           p_idempotency_key)
         on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;

@@ -581,7 +581,8 @@ class TestSettings:
         for name, values, usual in switches:
             if not name.startswith(LEFT_ALONE):
                 others = [value for value in values if value != usual]
-                session.execute("select set_config(%s, %s, false)", [name, others[turn % len(others)]])
+                if others:  # a build may know only one, such as pglz
+                    session.execute("select set_config(%s, %s, false)", [name, others[turn % len(others)]])
         assert scenario(CreditManager(session), admin, "user") == expected
         assert admin.verify_ledger() == []
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ducto_pg import quickstart
+from ducto_pg import __version__, quickstart
 from ducto_pg.cli import main
 from ducto_pg.embedded import Server
 
@@ -59,6 +61,7 @@ def database(db: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_setup_says_what_it_made_then_that_nothing_is_left(run: Run, empty: str) -> None:
     code, out, _ = run("setup", "--dsn", empty)
     assert code == 0
+    assert re.match(rf"ducto_pg {__version__} installed: \d+ tables, \d+ functions\n", out)
     assert "deduct" in out
     assert run("setup", "--dsn", empty) == (0, "nothing to change\n", "")
     assert json.loads(run("setup", "--dsn", empty, "--json")[1])["errors"] == []
@@ -74,6 +77,7 @@ def test_sql_is_what_setup_does(run: Run, server_conn: Connection, empty: str) -
 
 def test_prices_are_published_listed_activated_compared_and_exported(run: Run, files: None, database: str) -> None:
     assert run("pricing", "validate", "a.yaml") == (0, "a.yaml: sound (models: 1, plans: 0)\n", "")
+    assert run("pricing", "list") == (0, "no version is published yet\n", "")
     assert run("pricing", "export") == (1, "", "ducto-pg: no pricing version is active yet\n")
     assert run("pricing", "publish", "a.yaml", "--label", "first") == (0, "version 1 published and active\n", "")
     assert run("pricing", "publish", "a.yaml", "--label", "first") == (0, "version 1 published and active\n", "")
@@ -123,7 +127,9 @@ def test_verify_lists_what_does_not_hold(run: Run, conn: Connection, database: s
     code, out, _ = run("verify", "--account", "ann", "--json")
     assert code == 1
     assert json.loads(out)[0]["account_id"] == "ann"
-    assert run("verify", "--account", "bob")[0] == 0
+    assert run("verify", "--account", "bob") == (1, "", "ducto-pg: no such account: 'bob'\n")
+    conn.execute("select ducto.add_credits('bob', 5)")
+    assert run("verify", "--account", "bob") == (0, "sound\n", "")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +139,11 @@ def test_verify_lists_what_does_not_hold(run: Run, conn: Connection, database: s
         ("pricing validate bad.yaml", "bad.yaml: models.gpt-4o: "),
         ("pricing compile .", ".: Is a directory"),
         ("pricing activate 9", "there is no pricing version 9"),
-        ("pricing activate 99999999999", "out of range"),
+        ("pricing activate 99999999999", "there is no pricing version 99999999999"),
         ("pricing diff 9", "there is no pricing version 9"),
         ("pricing diff missing.yaml", "missing.yaml: No such file"),
         ("pricing export nine", "a version is a number or `active`, not 'nine'"),
-        ("verify --dsn nonsense", 'missing "=" after "nonsense"'),
+        ("verify --dsn nonsense", "--dsn is no connection string (postgresql://user@host/database)"),
         ("verify --dsn host=/nowhere", "No such file or directory"),
         ("setup --dsn host=/nowhere", "No such file or directory"),
         ("setup --grant-to nobody-of-that-name", "nobody-of-that-name"),
@@ -151,6 +157,54 @@ def test_a_fault_is_one_line_and_exit_code_1(run: Run, files: None, database: st
     assert (code, out) == (1, "")
     assert err.startswith("ducto-pg: ")
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+psycopg://u:secret@h/db", "has SQLAlchemy's form: write postgresql:// without +psycopg"),
+        ("postgresql://u:secret@h/%zz", "is no connection string (postgresql://user@host/database)"),
+        ("postgresql://u:x@secret@h/db", "is no connection string"),
+        ("postgresql://u:secret/x@h/db", "is no connection string"),
+        ("user=u password=secret nonsense", "is no connection string"),
+    ],
+)
+def test_a_connection_string_is_never_repeated(run: Run, monkeypatch: pytest.MonkeyPatch, url: str, said: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    for arguments, name in ((["verify"], "DATABASE_URL"), (["quickstart", "--dsn", url], "--dsn")):
+        code, out, err = run(*arguments)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"ducto-pg: {name} {said}")
+        assert "secret" not in err
+
+
+def test_without_a_url_a_failing_connection_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setenv("PGHOST", "/nowhere")
+    assert run("verify")[2].endswith("; DATABASE_URL is not set: set it, or give --dsn\n")
+    assert "DATABASE_URL" not in run("verify", "--dsn", "")[2]
+
+
+def test_only_the_installer_publishes(run: Run, files: None, conn: Connection, database: str) -> None:
+    conn.execute("create role ducto_no_publisher login")
+    try:
+        dsn = psycopg.conninfo.make_conninfo(database, user="ducto_no_publisher")
+        err = run("pricing", "publish", "a.yaml", "--dsn", dsn)[2]
+    finally:
+        conn.execute("drop role ducto_no_publisher")
+    assert "permission denied" in err
+    assert err.endswith("; only the role that installed publishes\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("sql >&-", "standard output is closed"), ("pricing validate - <&-", "standard input is closed")],
+)
+def test_a_closed_stream(command: str, said: str) -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m ducto_pg.cli {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f"ducto-pg: {said}\n")
 
 
 def test_a_database_without_ducto_pg_is_told_so(run: Run, files: None, empty: str) -> None:

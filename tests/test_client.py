@@ -128,6 +128,10 @@ class TestRoundTrip:
             with pytest.raises(ducto_pg.InsufficientCreditsError) as caught:
                 refused.or_raise()
             assert caught.value.result is refused
+            assert (str(caught.value), caught.value.code) == (
+                "insufficient_credits: the balance is 100",
+                "insufficient_credits",
+            )
             assert manager.deduct_credits("alice", 1).or_raise().balance_after == 99
 
     def test_no_active_pricing_is_none(self, conn: Connection) -> None:
@@ -145,6 +149,16 @@ class TestPublishing:
         assert credits.get_active_pricing() == first
         assert credits.activate_pricing(2) == second
         assert [(item.version, item.active) for item in credits.get_pricing_history()] == [(2, True), (1, False)]
+
+    def test_fractions_come_back_exact(self, db: str, connect: Connect) -> None:
+        plans = {"p": {"id": "p", "name": "P", "features": {"ratio": Decimal("0.10")}}}
+        prices = {"models": {"_default": "seconds"}, "metrics": {"seconds": Decimal("0.50")}, "plans": plans}
+        with ConnectionPool(db, min_size=1, max_size=1, open=True) as pool, CreditManager(db) as kept:
+            for number, manager in enumerate((CreditManager(pool), kept, CreditManager(connect()))):
+                config = manager.publish_pricing(prices, f"label {number}").config
+                assert str(config.metrics) == "{'seconds': Decimal('0.50')}"
+                assert config.plans
+                assert str(config.plans["p"].features) == "{'ratio': Decimal('0.10')}"
 
     def test_all_or_nothing_on_an_autocommit_connection(self, credits: CreditManager, conn: Connection) -> None:
         def functions() -> Any:
@@ -280,6 +294,25 @@ class TestExactness:
             conn.execute("set local role ducto_stranger")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 credits.get_balance("alice")
+
+    def test_what_the_client_encoding_does_not_have(self, credits: CreditManager, conn: Connection) -> None:
+        conn.execute("set client_encoding = latin1")
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="'😀' is not in the connection's client_encoding"):
+            credits.get_balance("ann😀")
+
+    def test_a_source_of_another_kind(self, db: str, conn: Connection) -> None:
+        for source in (None, 5, object()):
+            with pytest.raises(TypeError, match=r"^CreditManager takes a psycopg connection, a pool or a DSN"):
+                CreditManager(source)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^AsyncCreditManager takes an async psycopg connection"):
+            AsyncCreditManager(conn)  # type: ignore[arg-type]
+        with (
+            ConnectionPool(db, min_size=0, max_size=1, open=False) as pool,
+            pytest.raises(TypeError, match="an async pool"),
+        ):
+            AsyncCreditManager(pool)  # type: ignore[arg-type]
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="SQLAlchemy's form"):
+            CreditManager("postgresql+psycopg://u:secret@h/db")
 
 
 class TestAsync:

@@ -748,6 +748,21 @@ class TestWaiting:
         assert [row.amount for row in owner.list_transactions("new")] == [-30, 50]
         assert owner.verify_ledger() == []
 
+    def test_a_first_charge_that_finds_the_account_opened_on_other_terms(
+        self, owner: CreditManager, connect: Connect, conn: Connection, first: Connection
+    ) -> None:
+        CreditManager(first).add_credits("new", 100).or_raise()
+        plan = {"id": "free", "name": "Free", "free_allowance": 40}
+        owner.publish_pricing({**CONFIG, "plans": {"free": plan}, "default_plan": "free"})
+        second = connect()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(CreditManager(second).deduct_credits, "new", 30)
+            wait_until_blocked(conn, second.info.backend_pid, first.info.backend_pid)
+            first.commit()
+            answer = waiting.result(30).or_raise()
+        assert (answer.amount, answer.allowance_used, answer.balance_after) == (-30, 0, 70)
+        assert owner.verify_ledger() == []
+
     def test_a_deadlock_of_the_callers_making_ends_in_an_error_for_one(
         self, owner: CreditManager, connect: Connect, conn: Connection, first: Connection
     ) -> None:

@@ -115,17 +115,22 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "nothing": (None, "", None, None, "a pricing config is a mapping, not NoneType"),
     "a list": ([], "", None, None, "a pricing config is a mapping, not list"),
     "the name of a file": ("pricing.yaml", "", None, None, "for a file pass a Path"),
-    "empty text": ("", "", None, None, "a pricing config is a mapping"),
+    "empty text": ("", "", None, None, "the file is empty"),
     "no models": ({"version": 1}, "models", None, None, "is required"),
+    "a misspelt section and no models": ({"modles": {}}, "modles", None, "models", "unknown key"),
     "empty models": ({"models": {}}, "models", None, None, "at least one model"),
     "models as a list": ({"models": ["a"]}, "models", None, None, "valid dictionary"),
-    "a formula that is a number": ({"models": {"a": 5}}, "models.a", None, None, "valid string"),
+    "a formula that is a number": (
+        {"models": {"a": 5}}, "models.a", None, None, "a formula is text, such as 'input_tokens * 0.001', not 5"),
     "version 2": (with_changes(version=2), "version", None, None, "should be 1"),
     "a misspelt section": (with_changes(fixd={}), "fixd", None, "fixed", "unknown key"),
     "a camel-case section": (with_changes(minBalance=1), "minBalance", None, "min_balance", "unknown key"),
     "a misspelt plan field": (plan(freeAllowance=1), "plans.p.freeAllowance", None, "free_allowance", "unknown key"),
-    "another key of search": (with_changes(search={"cost": PRICE}), "search.cost", None, "costs", "unknown key"),
-    "another key of cache": (with_changes(cache={"other": PRICE}), "cache.other", None, "discount", "unknown key"),
+    "another key of search": (
+        with_changes(search={"cost": PRICE}), "search.cost", None, None, "search has one key, costs"),
+    "another key of cache": (
+        with_changes(cache={"other": PRICE}), "cache.other", None, None, "cache has one key, discount"),
+    "a formula for search": (with_changes(search=PRICE), "search", None, None, "is a mapping with one key, costs"),
     "a plan whose id differs": (
         with_changes(plans={"a": {"id": "b", "name": "A"}}), "plans.a.id", None, None, "'b' differs from the key 'a'"),
     "a plan without name": (with_changes(plans={"a": {"id": "a"}}), "plans.a.name", None, None, "is required"),
@@ -144,7 +149,7 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "an unknown overrun": (with_changes(overrun="forgive"), "overrun", None, None, "'debt'"),
     "a negative floor": (with_changes(min_balance=-1), "min_balance", None, None, "greater than or equal to 0"),
     "a floor beyond bigint": (with_changes(min_balance=2**63), "min_balance", None, None, "less than or equal to"),
-    "half a credit": (with_changes(fixed={"a": Decimal("2.5")}), "fixed.a", None, None, "valid integer"),
+    "half a credit": (with_changes(fixed={"a": Decimal("2.5")}), "fixed.a", None, None, "whole credits, not 2.5"),
     "a job beyond bigint": (with_changes(fixed={"a": 2**63}), "fixed.a", None, None, "less than or equal to"),
     "an endless number": (with_changes(min_balance=Decimal("1E+99999999")), "min_balance", None, None, "30 digits"),
     "a bonus below zero": (with_changes(signup_bonus=-1), "signup_bonus", None, None, "greater than or equal to 0"),
@@ -163,6 +168,7 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "features that are no JSON": (plan(features={"x": {1}}), "plans.p.features.x", None, None, "set is not JSON"),
     "a feature that is NaN": (plan(features={"x": [Decimal("NaN")]}), "plans.p.features.x.0", None, None, "30 digits"),
     "a key that is a number": ({"models": {5: PRICE}}, "models", None, None, "a key must be text, not 5"),
+    "a name like no other": ({"models": {"a": "2 * zzz"}}, "models.a", 4, None, "declare it under metrics"),
     "a formula that ends": ({"models": {"a": "input_tokens +"}}, "models.a", 14, None, ""),
     "a misspelt variable": ({"models": {"a": "2 * inptu_tokens"}}, "models.a", 4, "input_tokens", "inptu_tokens"),
     "a formula without a variable": (with_changes(tools={"x": "5"}), "tools.x", 0, None, "at least one"),
@@ -205,8 +211,24 @@ def test_a_formula_at_fault_is_an_expression_error() -> None:
         load({"models": {"a": "input_tokens * __import__('os')"}})
 
 
-def test_a_float_is_accepted_only_where_it_is_a_whole_number_of_credits() -> None:
-    assert load(with_changes(fixed={"a": float("2")})).fixed == {"a": 2}
+@pytest.mark.parametrize("value", ["5.0", "1_0", float("5.5"), Decimal("5.5"), Decimal("1E+29")], ids=repr)
+@pytest.mark.parametrize("field", ["min_balance", "signup_bonus", "low_balance", "fixed.j", "plans.p.free_allowance"])
+def test_credits_are_written_as_whole_numbers(field: str, value: Any) -> None:
+    given = {"fixed": {"j": value}} if field == "fixed.j" else {field: value}
+    with pytest.raises(ConfigError) as caught:
+        load(plan(free_allowance=value) if field.startswith("plans") else with_changes(**given))
+    assert (caught.value.path, "must be whole credits, not " in str(caught.value)) == (field, True)
+
+
+def test_whole_decimals_are_whole() -> None:
+    config = load(with_changes(version=Decimal("1"), min_balance=Decimal("5.0"), fixed={"j": Decimal("1E+1")}))
+    assert (repr(config.version), repr(config.min_balance), repr(config.fixed)) == ("1", "5", "{'j': 10}")
+    for version in ("1", Decimal("1.5")):
+        with pytest.raises(ConfigError, match=r"^version: .*should be 1"):
+            load(with_changes(version=version))
+
+
+def test_a_float_is_no_metric() -> None:
     with pytest.raises(ConfigError, match=r"^metrics\.images: .* is a float"):
         load(with_changes(metrics={"images": float("0.5")}))
 
@@ -216,7 +238,6 @@ def test_a_config_built_by_hand_is_checked_too() -> None:
         load(PricingConfigData(models={"a": PRICE}, default_plan="gone"))
 
 
-# A config that SPEC decides otherwise: none of the undisputed ones.
 @pytest.mark.skipif(not CONFORMANCE.exists(), reason="not part of a clone")
 def test_configs_that_others_accept_and_refuse() -> None:
     cases = exactjson.loads(CONFORMANCE.read_text())["cases"]

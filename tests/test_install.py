@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,27 @@ class TestRefusals:
     def test_misuse(self, conn: Connection) -> None:
         with pytest.raises(TypeError, match="DSN"):
             ducto_pg.setup(object())  # type: ignore[arg-type]
+        for url in ("postgresql+psycopg://u:secret@h/db", "postgresql://u:x@secret@h/db", "secret"):
+            with pytest.raises(ducto_pg.InvalidArgumentError, match="the DSN ") as caught:
+                ducto_pg.setup(url)
+            assert "secret" not in str(caught.value)
+        sqlalchemy = pytest.importorskip("sqlalchemy")
+        with closing(sqlite3.connect(":memory:")) as other, pytest.raises(TypeError, match="DSN"):
+            ducto_pg.setup(other)  # type: ignore[arg-type]
+        engine = sqlalchemy.create_engine("sqlite://")
+        with engine.connect() as other, pytest.raises(TypeError, match="PostgreSQL"):
+            ducto_pg.setup(other)
+        engine.dispose()
         assert ducto_pg.setup("host=/nowhere").errors
         assert "lock_timeout" in ducto_pg.setup(conn, lock_timeout="soon").errors[0]
+        for roles in (5, None, [1]):
+            with pytest.raises(TypeError, match="roles are named by text"):
+                ducto_pg.setup(conn, grant_to=roles)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="lock_timeout takes text"):
+            ducto_pg.setup(conn, lock_timeout=5)  # type: ignore[arg-type]
+        for options in ({"lock_timeout": "5\0"}, {"grant_to": "a\0"}):
+            with pytest.raises(ducto_pg.InvalidArgumentError, match="not "):
+                ducto_pg.setup(conn, **options)
         assert 'role "nobody" does not exist' in ducto_pg.setup(conn, grant_to="nobody").errors[0]
 
 

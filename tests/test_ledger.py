@@ -1638,6 +1638,15 @@ CORRUPTIONS = [
         "a row refers to a row of its account",
     ),
     ("transactions set amount = 31 where type = 'refund'", "refunds stay within the charge"),
+    ("transactions set pricing_version = 99 where type = 'usage'", "a charge has a published version"),
+    (
+        "transaction_details set lifetime_purchased = 5 where lifetime_purchased is not null",
+        "lifetime_purchased follows the rows",
+    ),
+    (
+        "transaction_details set transaction_id = gen_random_uuid() where lifetime_purchased is not null",
+        "every row but a charge's has details",
+    ),
     (
         "transaction_details set allowance_lapsed = 31 where refers_to is not null and seq = 3",
         "refunds stay within the charge",

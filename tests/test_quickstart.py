@@ -88,12 +88,13 @@ def test_a_kept_server_answers_until_it_is_killed(trace: Path) -> None:
     assert killed, done.stderr
     try:
         assert done.returncode == 0
-        found = re.search(r"^DSN: (.*)$", done.stdout, re.MULTILINE)
-        assert found
-        with psycopg.connect(found[1]) as conn:
-            assert conn.execute("select count(*) from ducto.verify_ledger()").fetchone() == (0,)
-        for line in re.findall(r"^\S*psql .*$", done.stdout, re.MULTILINE):
-            subprocess.run(line, shell=True, check=True, capture_output=True)
+        assert done.stdout.count('psql "$DATABASE_URL"') == 3
+        pasted = re.search(r"^export DATABASE_URL='.*(?=^kill)", done.stdout, re.MULTILINE | re.DOTALL)
+        assert pasted
+        verify = 'psql "$DATABASE_URL" -Atc "select count(*) from ducto.verify_ledger()"'
+        script = f"set -e\n{pasted[0]}{verify}"
+        asked = subprocess.run(script, shell=True, check=True, capture_output=True, text=True, env=settings)
+        assert asked.stdout.endswith("\n0\n")
     finally:
         os.kill(int(killed[1]), signal.SIGINT)
 
