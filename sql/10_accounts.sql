@@ -270,6 +270,19 @@ begin
 end
 $$;
 
+-- For calls that change an account whatever has expired: the account as it stands at p_now, and recorded as such.
+create or replace function ducto_private.expire(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+begin
+  if ducto_private.is_due(p_account, p_now) then
+    return ducto_private.write_expiry(ducto_private.drop_expired(p_account, p_now), p_now);
+  end if;
+  return p_account;
+end
+$$;
+
 -- What a plan's allowance of the current period still pays.
 create or replace function ducto_private.allowance_left(p_account ducto_private.accounts, p_terms ducto_private.quote)
 returns bigint

@@ -67,9 +67,7 @@ begin
     return ducto_private.credits_answer(v_row, true);
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-  end if;
+  v_account := ducto_private.expire(v_account, v_now);
   if v_type = 'purchase' then
     perform ducto_private.check_range(v_account.lifetime_purchased::numeric + p_amount, 'lifetime_purchased', p_user_id);
     v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
@@ -149,9 +147,7 @@ begin
     end if;
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-  end if;
+  v_account := ducto_private.expire(v_account, v_now);
   if v_grant.type = 'purchase' then
     v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
   end if;
@@ -244,9 +240,7 @@ begin
   perform ducto_private.check_amount(p_limit, 0, 'p_limit');
   v_account := ducto_private.lock_or_open(p_user_id);
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-  end if;
+  v_account := ducto_private.expire(v_account, v_now);
   v_account.credit_limit := p_limit;
   perform ducto_private.save(v_account, v_now);
   return ducto_private.balance_of(p_user_id);

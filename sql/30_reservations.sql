@@ -330,9 +330,7 @@ begin
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
   if v_hold.status <> 'released' then
-    if ducto_private.is_due(v_account, v_now) then
-      v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-    end if;
+    v_account := ducto_private.expire(v_account, v_now);
     if v_hold.status = 'active' and v_hold.expires_at > v_now then
       v_account.held := v_account.held - v_hold.held;
       v_account.holds := v_account.holds - 1;

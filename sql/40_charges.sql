@@ -424,9 +424,7 @@ begin
     return ducto_private.refund_refusal('refund_exceeds_original', v_account);
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-  end if;
+  v_account := ducto_private.expire(v_account, v_now);
 
   -- Undone in reverse: the balance's part first, then the allowance's, which lapses once its period is over.
   v_to_allowance := coalesce(p_amount, v_charged - v_refunded);
