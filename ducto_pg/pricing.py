@@ -276,7 +276,10 @@ class _Compiler:
             "  begin",
             *_indent(_indent(self.plan())),
             "    v_fixed := 0;",
-            "    if p_job is not null then",
+            "    if p_job = '' then",
+            *_indent(_indent(_indent(self.resolve(models)))),
+            f"      return {self.quote('v_plan', 'v_resolved', 'null', '0', '0', '0', '0', 'null')};",
+            "    elsif p_job is not null then",
             "      v_job := p_job;",
             *_indent(_indent(_indent(self.fixed()))),
             f"      return {self.quote('v_plan', 'null', '0', '0', '0', '0', 'v_fixed', 'v_fixed')};",
@@ -432,20 +435,33 @@ class _Compiler:
             "end if;",
         ]
 
+    def own_rates(self, target: str, name: str, longer_than: str) -> str:
+        """The rates of the plan's overrides into `target`."""
+        arguments = f"{name}, v_model, p_usage, {longer_than}"
+        cases = "".join(
+            f" when {text(function)} then ducto_private.{function}({arguments})" for function in self.overrides.values()
+        )
+        foreign = f"ducto_private.foreign_rates(v_overrides, {arguments})"
+        return f"{target} := case v_overrides{cases} else {foreign} end;" if cases else f"{target} := {foreign};"
+
+    def resolve(self, models: str) -> list[str]:
+        """Of a known amount's model only the key: no formula is evaluated."""
+        return [
+            "v_model := p_usage ->> 'model';",
+            "if v_overrides is not null then",
+            f"  {self.own_rates('v_own', 'v_model', str(KEY_ONLY))}",
+            "end if;",
+            f"v_price := ducto_private.{models}(v_model, v_model, p_usage, {KEY_ONLY});",
+            "v_resolved := case when pg_catalog.length(v_own.resolved) >= pg_catalog.length(v_price.resolved)"
+            " then v_own.resolved else coalesce(v_price.resolved, v_own.resolved) end;",
+        ]
+
     def model(self, models: str) -> list[str]:
         """The model's part: the longest key of models and overrides (of equal ones the override), else `_default`."""
+        own = self.own_rates
 
         def rates(name: str, longer_than: str) -> str:
             return f"v_price := ducto_private.{models}({name}, v_model, p_usage, {longer_than});"
-
-        def own(target: str, name: str, longer_than: str) -> str:
-            arguments = f"{name}, v_model, p_usage, {longer_than}"
-            cases = "".join(
-                f" when {text(function)} then ducto_private.{function}({arguments})"
-                for function in self.overrides.values()
-            )
-            foreign = f"ducto_private.foreign_rates(v_overrides, {arguments})"
-            return f"{target} := case v_overrides{cases} else {foreign} end;" if cases else f"{target} := {foreign};"
 
         default = [rates(f"'{DEFAULT}'", "-1")] if DEFAULT in self.formulas.models else []
         used = " or ".join(f"coalesce((p_usage ->> '{name}')::numeric, 0) <> 0" for name in TOKENS)

@@ -111,7 +111,6 @@ create table ducto_private.accounts (
   kind text not null,
   carry numeric not null,
   plan_id text,
-  name text,
   plain boolean not null
 ) with (fillfactor = 60);
 
@@ -264,7 +263,7 @@ create index hold_keys_reservation on ducto_private.hold_keys (reservation_id, a
 
 create table ducto_private.credit_lots (
   lot_id uuid not null,
-  account_id text collate "C" not null references ducto_private.accounts,
+  account_id text collate "C" not null,
   transaction_id uuid not null,
   amount bigint not null check (amount > 0),
   remainder bigint not null check (remainder between 0 and amount),
@@ -273,10 +272,19 @@ create table ducto_private.credit_lots (
   seq bigint not null,
   primary key (lot_id, account_id)
 ) with (fillfactor = 80);
-create index credit_lots_account on ducto_private.credit_lots (account_id, expires_at, seq);
+create index credit_lots_account on ducto_private.credit_lots (account_id, expires_at, seq) where remainder > 0;
 create index credit_lots_due on ducto_private.credit_lots (expires_at) where remainder > 0;
 create index credit_lots_transaction on ducto_private.credit_lots (transaction_id, account_id);
 
+create type ducto_private.due_lot as (
+  lot_id uuid,
+  transaction_id uuid,
+  expires_at timestamptz,
+  remainder bigint,
+  expired bigint
+);
+
+-- What a row of the ledger took from a lot (negative) or gave back to it: a lot's amount and its entries are its remainder.
 create table ducto_private.lot_entries (
   transaction_id uuid not null,
   lot_id uuid not null,
@@ -296,10 +304,18 @@ create table ducto_private.spend_caps (
   spent bigint not null default 0 check (spent >= 0),
   window_date date not null,
   told_date date,
-  primary key (account_id, cap_type, model)
+  primary key (account_id, model, cap_type)
 );
 comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
+comment on column ducto_private.spend_caps.told_date is 'First date of the window in which a warning was last told by an event.';
 comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
+
+create table ducto_private.teams (
+  account_id text collate "C" primary key references ducto_private.accounts,
+  name text not null check (char_length(name) between 1 and 255),
+  idempotency_key text collate "C",
+  fingerprint bigint
+);
 
 create table ducto_private.team_members (
   account_id text collate "C" not null references ducto_private.accounts,

@@ -165,7 +165,193 @@ create type ducto.violation as (
   invariant text,
   expected text,
   actual text,
-  detail text
+  detail text,
+  error text
+);
+
+create type ducto.set_user_plan_result as (
+  user_id text,
+  plan_id text,
+  error text,
+  revision bigint
+);
+
+create type ducto.get_user_plan_result as (
+  user_id text,
+  plan_id text,
+  plan_name text,
+  free_allowance bigint,
+  features jsonb,
+  allowance_remaining bigint,
+  period_start timestamptz,
+  period_end timestamptz,
+  error text,
+  revision bigint
+);
+
+create type ducto.check_feature_result as (
+  user_id text,
+  feature text,
+  value jsonb,
+  has_feature boolean,
+  error text,
+  revision bigint
+);
+
+create type ducto.allowance_result as (
+  plan_id text,
+  allowance_remaining bigint,
+  period_start timestamptz,
+  period_end timestamptz,
+  error text,
+  revision bigint
+);
+
+create type ducto.spend_cap as (
+  user_id text,
+  cap_type text,
+  model text,
+  "limit" bigint,
+  action text,
+  error text,
+  revision bigint
+);
+
+create type ducto.cap_check_result as (
+  capped boolean,
+  current_spend bigint,
+  cap_limit bigint,
+  action text,
+  model text,
+  error text,
+  revision bigint
+);
+
+create type ducto.create_team_result as (
+  team_id text,
+  name text,
+  idempotent boolean,
+  error text,
+  revision bigint
+);
+
+create type ducto.team as (
+  team_id text,
+  name text,
+  balance bigint,
+  member_count bigint,
+  created_at timestamptz,
+  error text,
+  revision bigint
+);
+
+create type ducto.team_balance_result as (
+  team_id text,
+  name text,
+  balance bigint,
+  member_count bigint,
+  error text,
+  revision bigint
+);
+
+create type ducto.add_team_member_result as (
+  team_id text,
+  user_id text,
+  role text,
+  error text,
+  revision bigint
+);
+
+create type ducto.team_member as (
+  user_id text,
+  role text,
+  spend_cap bigint,
+  total_spent bigint,
+  spend_cap_period text,
+  error text
+);
+
+create type ducto.team_deduction_result as (
+  transaction_id text,
+  team_id text,
+  user_id text,
+  amount bigint,
+  team_balance_after bigint,
+  idempotent boolean,
+  error text,
+  cost numeric,
+  allowance_used bigint,
+  shortfall bigint,
+  warnings text[],
+  revision bigint
+);
+
+create type ducto.sweep_result as (
+  expired_count bigint,
+  expired_amount bigint,
+  dry_run boolean,
+  error text
+);
+
+create type ducto.event as (
+  event_id text,
+  type text,
+  account_id text,
+  payload jsonb,
+  attempts integer,
+  created_at timestamptz,
+  error text
+);
+
+create type ducto.spend_by_user_row as (
+  user_id text,
+  total_spend bigint,
+  transaction_count bigint,
+  allowance_used bigint,
+  refunded bigint,
+  cost numeric,
+  error text
+);
+
+create type ducto.spend_by_model_row as (
+  model text,
+  total_spend bigint,
+  transaction_count bigint,
+  allowance_used bigint,
+  refunded bigint,
+  cost numeric,
+  error text
+);
+
+create type ducto.daily_spend_row as (
+  date date,
+  total_spend bigint,
+  transaction_count bigint,
+  allowance_used bigint,
+  refunded bigint,
+  cost numeric,
+  error text
+);
+
+create type ducto.top_user_row as (
+  user_id text,
+  total_spend bigint,
+  allowance_used bigint,
+  refunded bigint,
+  cost numeric,
+  error text
+);
+
+create type ducto.aggregate_stats_row as (
+  total_credits_consumed bigint,
+  active_users bigint,
+  avg_daily_spend bigint,
+  top_model text,
+  top_user text,
+  allowance_used bigint,
+  refunded bigint,
+  cost numeric,
+  error text
 );
 
 comment on type ducto.cost_breakdown is 'The exact price of a usage, in credits, by part.';
@@ -180,3 +366,22 @@ comment on type ducto.transaction is 'A row of the ledger; amount is the signed 
 comment on type ducto.reservation is 'A hold; amount is what it holds now.';
 comment on type ducto.explanation is 'How a charge came to its cost: usage, formulas, parts, and the carried fraction before and after.';
 comment on type ducto.violation is 'An invariant of the ledger that does not hold.';
+comment on type ducto.set_user_plan_result is 'The plan that an account is on from now; null where it was taken away.';
+comment on type ducto.get_user_plan_result is 'An account''s plan, at its present terms, and what is left of its allowance.';
+comment on type ducto.check_feature_result is 'A feature of an account''s plan: its value, and whether that counts as having it.';
+comment on type ducto.allowance_result is 'What is left of a plan''s allowance, and the period to which it belongs.';
+comment on type ducto.spend_cap is 'A bound on the credits debited from a balance in a local day or month, for all models or one.';
+comment on type ducto.cap_check_result is 'The cap that an amount would exceed; zeros where none.';
+comment on type ducto.create_team_result is 'A team: an account with members.';
+comment on type ducto.team is 'A team, its pool and the number of its present members.';
+comment on type ducto.team_balance_result is 'A team''s pool.';
+comment on type ducto.add_team_member_result is 'A member of a team as added, changed or removed.';
+comment on type ducto.team_member is 'A present member of a team; total_spent is that of the whole life, net of refunds.';
+comment on type ducto.team_deduction_result is 'A charge on a team''s pool: user_id is the member, balances are the pool''s.';
+comment on type ducto.sweep_result is 'How many lots expired, or would expire, and how many credits.';
+comment on type ducto.event is 'Something that happened to an account, until it is acknowledged.';
+comment on type ducto.spend_by_user_row is 'What a user or member spent: credits debited, gross of refunds.';
+comment on type ducto.spend_by_model_row is 'What was spent on a model, gross of refunds.';
+comment on type ducto.daily_spend_row is 'What was spent on a local day, gross of refunds.';
+comment on type ducto.top_user_row is 'A user or member among those who spent most.';
+comment on type ducto.aggregate_stats_row is 'What was spent in all, by whom and on what most.';

@@ -108,6 +108,7 @@ declare
   v_from integer;
   v_first_zone text;
   v_zone text;
+  v_plan text;
 begin
   perform ducto_private.lock_setup();
   select coalesce(v.config ->> 'timezone', 'UTC')
@@ -139,6 +140,15 @@ begin
     insert into ducto_private.activations (version, from_version, activated_at, activated_by, role_set)
     values (p_version, v_from, ducto_private.clock(), session_user, current_setting('role'));
     perform ducto_private.write_dispatcher();
+    for v_plan in
+      select p.plan_id from ducto_private.plans as p where p.version = v_from
+      except
+      select p.plan_id from ducto_private.plans as p where p.version = p_version
+      order by 1
+    loop
+      raise notice 'plan % is not in version %: accounts on it keep its terms of version %', v_plan, p_version, v_from
+        using hint = 'Nobody can be put on it any more; move them with ducto.set_user_plan().';
+    end loop;
   end if;
 end
 $$;

@@ -10,7 +10,17 @@ as $$
   select p_account.kind = 'user' and p_account.plan_id is null and p_account.holds = 0 and p_account.lots = 0 and p_account.caps = 0
 $$;
 
--- Saves what a call changed of an account where no ledger row tells it: holds, limits, plans.
+-- Puts an event into the outbox. Only edges are events: a charge that crosses none writes none.
+create or replace function ducto_private.emit(p_account_id text, p_type text, p_payload jsonb, p_now timestamptz) returns void
+language plpgsql volatile
+as $$
+begin
+  insert into ducto_private.events (event_id, account_id, type, payload, created_at)
+  values (ducto_private.new_id(p_now), p_account_id, p_type, p_payload, p_now);
+end
+$$;
+
+-- Saves what a call changed of an account where no ledger row tells it: holds, limits, caps, plans, members.
 create or replace function ducto_private.save(p_account ducto_private.accounts, p_now timestamptz) returns void
 language plpgsql volatile
 as $$
@@ -24,6 +34,7 @@ begin
     allowance_start = p_account.allowance_start,
     allowance_end = p_account.allowance_end,
     holds_due_at = p_account.holds_due_at,
+    lots_due_at = p_account.lots_due_at,
     holds = p_account.holds,
     caps = p_account.caps,
     plan_id = p_account.plan_id,
@@ -60,15 +71,18 @@ create or replace function ducto_private.post(
   p_paid_amount numeric default null,
   p_paid_currency text default null,
   p_reference text default null,
-  p_reason text default null)
+  p_reason text default null,
+  p_id uuid default null,
+  p_low_balance bigint default null)
 returns uuid
 language plpgsql volatile
 as $$
 declare
-  v_id uuid := ducto_private.new_id(p_now);
+  v_id uuid := coalesce(p_id, ducto_private.new_id(p_now));
+  v_balance bigint := p_account.balance + p_amount;
 begin
   update ducto_private.accounts as a
-  set balance = p_account.balance + p_amount,
+  set balance = v_balance,
     held = p_account.held,
     lifetime_purchased = p_account.lifetime_purchased,
     seq = p_account.seq + 1,
@@ -87,7 +101,7 @@ begin
   insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at, writer,
     fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id,
     reservation_id, idempotency_key, metadata)
-  values (v_id, p_account.seq + 1, p_amount, p_account.balance + p_amount, p_allowance_used, p_account.revision + 1, p_now,
+  values (v_id, p_account.seq + 1, p_amount, v_balance, p_allowance_used, p_account.revision + 1, p_now,
     pg_current_xact_id(), p_fingerprint, p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_usage,
     p_model, p_resolved_model, p_plan_id, p_actor_id, p_reservation_id, p_key, p_metadata);
   if p_type <> 'usage' or p_shortfall > 0 or p_warnings is not null then
@@ -95,6 +109,18 @@ begin
       lifetime_purchased, warnings, expires_at, paid_amount, paid_currency, reference, reason)
     values (v_id, p_account.account_id, p_account.seq + 1, p_refers_to, p_allowance_lapsed, p_shortfall, p_lifetime_purchased,
       p_warnings, p_expires_at, p_paid_amount, p_paid_currency, p_reference, p_reason);
+  end if;
+  if p_amount < 0 then
+    if p_account.balance >= 0 and v_balance < 0 then
+      perform ducto_private.emit(p_account.account_id, 'debt_begun', jsonb_build_object('balance', v_balance), p_now);
+    end if;
+    if p_low_balance is null and ducto_private.active_version() is not null then
+      p_low_balance := (ducto_private.quote(null, null, null, null, false)).low_balance;
+    end if;
+    if p_account.balance > p_low_balance and v_balance <= p_low_balance and p_low_balance > 0 then
+      perform ducto_private.emit(p_account.account_id, 'low_balance',
+        jsonb_build_object('balance', v_balance, 'low_balance', p_low_balance), p_now);
+    end if;
   end if;
   return v_id;
 end
@@ -160,13 +186,16 @@ language plpgsql volatile
 as $$
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
-    changed_at, holds, lots, caps, account_id, kind, carry, plan_id, name, plain)
+    changed_at, holds, lots, caps, account_id, kind, carry, plan_id, plain)
   values (0, 0, 0, 0, 0, 0, 0, p_account.opened_at, p_account.changed_at, 0, 0, 0, p_account.account_id, p_account.kind, 0,
-    p_account.plan_id, p_account.name, ducto_private.is_plain(p_account))
+    p_account.plan_id, ducto_private.is_plain(p_account))
   on conflict do nothing;
   if not found then
     return null;
   end if;
+  perform ducto_private.emit(p_account.account_id, 'account_opened',
+    jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', coalesce(p_terms.signup_bonus, 0)),
+    p_account.opened_at);
   p_account.balance := 0;
   if p_terms.signup_bonus > 0 then
     perform ducto_private.post(p_account, p_account.opened_at, 'signup_bonus', p_terms.signup_bonus,
@@ -241,7 +270,9 @@ $$;
 -- Whether something of an account expired by p_now that its row still counts.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language sql immutable
-as $$ select p_account.holds > 0 and p_account.holds_due_at <= p_now $$;
+as $$
+  select (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now)
+$$;
 
 -- An account as it stands at p_now, what has expired dropped. Whoever then saves it calls write_expiry() first.
 create or replace function ducto_private.drop_expired(p_account ducto_private.accounts, p_now timestamptz)
@@ -253,6 +284,12 @@ begin
   into p_account.held, p_account.holds, p_account.holds_due_at
   from ducto_private.reservations as r
   where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now;
+  if p_account.lots > 0 then
+    select p_account.balance - coalesce(sum(d.expired), 0), p_account.lots - count(*) filter (where d.expired = d.remainder)
+    into p_account.balance, p_account.lots
+    from ducto_private.due_lots(p_account.account_id, p_now) as d;
+    p_account.lots_due_at := ducto_private.next_lot(p_account.account_id, p_now);
+  end if;
   return p_account;
 end
 $$;
@@ -266,7 +303,7 @@ begin
   update ducto_private.reservations as r
   set status = 'expired', held = 0, ended_at = r.expires_at
   where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at <= p_now;
-  return p_account;
+  return ducto_private.write_lots_expiry(p_account, p_now);
 end
 $$;
 
@@ -283,16 +320,40 @@ begin
 end
 $$;
 
+-- An account as a reader sees it, changed_at the time of reading; a null row where it is unknown.
+create or replace function ducto_private.as_read(p_account_id text) returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_account ducto_private.accounts;
+begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_account_id;
+  v_account.changed_at := greatest(ducto_private.clock(), v_account.changed_at);
+  if ducto_private.is_due(v_account, v_account.changed_at) then
+    return ducto_private.drop_expired(v_account, v_account.changed_at);
+  end if;
+  return v_account;
+end
+$$;
+
 -- What a plan's allowance of the current period still pays.
 create or replace function ducto_private.allowance_left(p_account ducto_private.accounts, p_terms ducto_private.quote)
 returns bigint
 language sql immutable
-as $$ select case when p_account.plan_id is null then 0 else greatest(0, p_terms.free_allowance - p_account.allowance_used) end $$;
+as $$
+  select case when p_account.plan_id is null or p_terms.free_allowance is null then 0
+    else greatest(0, p_terms.free_allowance - p_account.allowance_used) end
+$$;
 
--- The least balance that a hold or a charge must leave: min_balance (of teams none) less the credit limit.
-create or replace function ducto_private.floor_of(p_account ducto_private.accounts, p_min_balance bigint) returns bigint
+-- The least balance that a hold or a charge must leave: the hold's own minimum, else min_balance (of teams none), less the
+-- credit limit.
+create or replace function ducto_private.floor_of(p_account ducto_private.accounts, p_own bigint, p_min_balance bigint)
+returns bigint
 language sql immutable
-as $$ select case p_account.kind when 'team' then 0 else coalesce(p_min_balance, 0) end - p_account.credit_limit $$;
+as $$ select coalesce(p_own, case p_account.kind when 'team' then 0 else p_min_balance end, 0) - p_account.credit_limit $$;
 
 -- The rule of admission for holds, and for charges without one: p_amount, together with the other holds and after the
 -- allowance, must leave the balance at its floor. Numeric, because the sum may pass bigint where the answer is no.

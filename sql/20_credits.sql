@@ -51,8 +51,8 @@ begin
   elsif p_paid_amount < 0 or p_paid_amount = 'NaN' or p_paid_amount >= 1e30 then
     perform ducto_private.invalid('p_paid_amount must be at least 0 and below 10^30',
       'Give the money paid for the credits; take credits back with remove_credits.');
-  elsif p_expires_at is not null then
-    perform ducto_private.invalid('p_expires_at is not supported yet', 'Add credits that do not expire.');
+  elsif p_expires_at in ('infinity', '-infinity') then
+    perform ducto_private.invalid('p_expires_at must be finite', 'Leave it out for credits that do not expire.');
   end if;
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('add_credits', p_amount, v_type, extract(epoch from p_expires_at)), 0);
   v_account := ducto_private.lock_or_open(p_user_id);
@@ -62,26 +62,34 @@ begin
   where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
   if found then
     if v_row.fingerprint is distinct from v_fingerprint then
-      return ducto_private.credits_refusal('idempotency_conflict', v_account);
+      return ducto_private.credits_refusal('idempotency_conflict', ducto_private.as_read(p_user_id));
     end if;
     return ducto_private.credits_answer(v_row, true);
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  if p_expires_at <= v_now then
+    perform ducto_private.invalid('p_expires_at must lie in the future', 'Credits that have expired are worth nothing.');
+  end if;
   v_account := ducto_private.expire(v_account, v_now);
   if v_type = 'purchase' then
     perform ducto_private.check_range(v_account.lifetime_purchased::numeric + p_amount, 'lifetime_purchased', p_user_id);
     v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
   end if;
   perform ducto_private.check_range(v_account.balance::numeric + p_amount, 'the balance', p_user_id);
-  v_id := ducto_private.post(v_account, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
-    p_lifetime_purchased => v_account.lifetime_purchased, p_paid_amount => p_paid_amount, p_paid_currency => p_paid_currency,
-    p_reference => p_reference);
+  v_id := ducto_private.new_id(v_now);
+  if p_expires_at is not null then
+    v_account := ducto_private.open_lot(v_account, v_now, v_id,
+      greatest(0, p_amount - greatest(0, ducto_private.kept(v_account, v_now) - v_account.balance::numeric))::bigint, p_expires_at);
+  end if;
+  perform ducto_private.post(v_account, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_lifetime_purchased => v_account.lifetime_purchased, p_expires_at => p_expires_at, p_paid_amount => p_paid_amount,
+    p_paid_currency => p_paid_currency, p_reference => p_reference, p_id => v_id);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
   return ducto_private.credits_answer(v_row, false);
 end
 $$;
 comment on function ducto.add_credits is
-  'Adds whole credits to an account, opening it if it is new. Only type purchase adds to lifetime_purchased.';
+  'Adds whole credits to an account, opening it if it is new; with p_expires_at they burn first and expire. Only type purchase adds to lifetime_purchased.';
 
 create or replace function ducto.remove_credits(
   p_user_id text,
@@ -99,6 +107,7 @@ declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
   v_now timestamptz;
+  v_due boolean;
   v_grant ducto_private.ledger;
   v_gone numeric;
   v_id uuid;
@@ -117,6 +126,11 @@ begin
   for no key update;
   if not found then
     return ducto_private.credits_refusal('account_not_found', v_account);
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_due := ducto_private.is_due(v_account, v_now);
+  if v_due then
+    v_account := ducto_private.drop_expired(v_account, v_now);
   end if;
   select t.*
   into v_row
@@ -137,7 +151,10 @@ begin
     if not found then
       return ducto_private.credits_refusal('transaction_not_found', v_account);
     end if;
-    select coalesce(-sum(t.amount), 0)
+    select coalesce(-sum(t.amount), 0) + (
+      select coalesce(sum(l.expired), 0)
+      from ducto_private.due_lots(p_user_id, v_now) as l
+      where l.transaction_id = v_grant.transaction_id)
     into v_gone
     from ducto_private.transaction_details as d
     join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
@@ -146,14 +163,22 @@ begin
       return ducto_private.credits_refusal('exceeds_grant', v_account);
     end if;
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  v_account := ducto_private.expire(v_account, v_now);
+  perform ducto_private.check_range(v_account.balance::numeric - p_amount, 'the balance', p_user_id);
+  if v_due then
+    v_account := ducto_private.write_expiry(v_account, v_now);
+  end if;
   if v_grant.type = 'purchase' then
     v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
   end if;
-  perform ducto_private.check_range(v_account.balance::numeric - p_amount, 'the balance', p_user_id);
-  v_id := ducto_private.post(v_account, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
-    p_refers_to => v_grant.transaction_id, p_reason => p_reason, p_lifetime_purchased => v_account.lifetime_purchased);
+  v_id := ducto_private.new_id(v_now);
+  if v_account.lots > 0 then
+    v_account := ducto_private.burn(v_account, v_now, v_id, p_amount, p_first => (
+      select l.lot_id
+      from ducto_private.credit_lots as l
+      where l.transaction_id = v_grant.transaction_id and l.account_id = p_user_id));
+  end if;
+  perform ducto_private.post(v_account, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_refers_to => v_grant.transaction_id, p_reason => p_reason, p_lifetime_purchased => v_account.lifetime_purchased, p_id => v_id);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
   return ducto_private.credits_answer(v_row, false);
 end
@@ -166,31 +191,22 @@ create or replace function ducto_private.balance_of(p_user_id text) returns duct
 language plpgsql stable
 as $$
 declare
-  v_account ducto_private.accounts;
+  v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
   v_terms ducto_private.quote;
-  v_now timestamptz;
   v_left bigint;
   v_floor bigint;
 begin
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = p_user_id;
-  if not found then
+  if v_account.account_id is null then
     return row(p_user_id, 0, 0, 0, 0, 0, 0, null)::ducto.balance_result;
-  end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.drop_expired(v_account, v_now);
   end if;
   if ducto_private.active_version() is not null then
     v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
     if v_account.plan_id is not null then
-      v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
+      v_account := ducto_private.roll_allowance(v_account, v_account.changed_at, v_terms.timezone);
     end if;
   end if;
-  v_left := coalesce(ducto_private.allowance_left(v_account, v_terms), 0);
-  v_floor := ducto_private.floor_of(v_account, v_terms.min_balance);
+  v_left := ducto_private.allowance_left(v_account, v_terms);
+  v_floor := ducto_private.floor_of(v_account, null, v_terms.min_balance);
   return row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
     least(9223372036854775807, greatest(0, v_left::numeric - v_account.held + greatest(0, v_account.balance::numeric - v_floor)))::bigint,
     v_account.credit_limit, v_account.revision, null)::ducto.balance_result;

@@ -13,18 +13,26 @@ create or replace function ducto_private.hold_replay(
   p_key ducto_private.hold_keys, p_fingerprint bigint, p_account ducto_private.accounts) returns ducto.reserve_result
 language plpgsql stable
 as $$
+declare
+  v_hold ducto_private.reservations;
 begin
   if p_key.fingerprint <> p_fingerprint then
     return ducto_private.hold_refusal('idempotency_conflict', p_account);
   end if;
-  return row(p_key.reservation_id, p_key.account_id, p_key.amount, p_key.balance, p_key.reserved_total, null, true,
+  v_hold := ducto_private.find_hold(p_key.reservation_id::text, p_key.account_id);
+  return row(p_key.reservation_id, coalesce(v_hold.actor_id, p_key.account_id), p_key.amount, p_key.balance, p_key.reserved_total, null, true,
     p_key.expires_at, coalesce(p_key.warnings, '{}'), p_key.revision)::ducto.reserve_result;
 end
 $$;
 
 -- Saves an account with a hold taken or extended, remembers the key, and answers.
 create or replace function ducto_private.save_hold(
-  p_account ducto_private.accounts, p_now timestamptz, p_hold ducto_private.reservations, p_key text, p_fingerprint bigint)
+  p_account ducto_private.accounts,
+  p_now timestamptz,
+  p_hold ducto_private.reservations,
+  p_key text,
+  p_fingerprint bigint,
+  p_warnings text[])
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -33,12 +41,12 @@ begin
   p_account.revision := p_account.revision + 1;
   if p_key is not null then
     insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance, reserved_total,
-      revision, expires_at)
+      revision, expires_at, warnings)
     values (p_account.account_id, p_key, p_fingerprint, p_hold.reservation_id, p_hold.held, p_account.balance, p_account.held,
-      p_account.revision, p_hold.expires_at);
+      p_account.revision, p_hold.expires_at, p_warnings);
   end if;
-  return row(p_hold.reservation_id, p_account.account_id, p_hold.held, p_account.balance, p_account.held, null, false,
-    p_hold.expires_at, '{}'::text[], p_account.revision)::ducto.reserve_result;
+  return row(p_hold.reservation_id, coalesce(p_hold.actor_id, p_account.account_id), p_hold.held, p_account.balance, p_account.held, null, false,
+    p_hold.expires_at, coalesce(p_warnings, '{}'::text[]), p_account.revision)::ducto.reserve_result;
 end
 $$;
 
@@ -53,10 +61,11 @@ begin
 end
 $$;
 
--- The one text of holding: an estimate (p_usage), or a known amount.
+-- The one text of holding: an estimate (p_usage) or a known amount, of a user's account or, for p_member, of a team's.
 create or replace function ducto_private.hold(
   p_call text,
   p_account_id text,
+  p_member text,
   p_usage jsonb,
   p_amount bigint,
   p_model text,
@@ -71,12 +80,18 @@ as $$
 declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
+  v_member ducto_private.team_members;
   v_opens boolean := false;
   v_key ducto_private.hold_keys;
   v_quote ducto_private.quote;
   v_now timestamptz;
   v_due boolean := false;
+  v_left bigint;
   v_hold ducto_private.reservations;
+  v_models text[];
+  v_exceeded ducto_private.spend_caps[];
+  v_warnings text[];
+  v_error text;
 begin
   perform ducto_private.check_text(p_account_id, 'p_user_id');
   if p_amount is null then
@@ -91,7 +106,7 @@ begin
     perform ducto_private.check_amount(p_min_balance, 0, 'p_min_balance');
   end if;
   if p_key is not null then
-    v_fingerprint := jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, p_operation_type), 0);
+    v_fingerprint := jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, p_operation_type, p_member), 0);
   end if;
   loop
     select a.*
@@ -100,6 +115,11 @@ begin
     where a.account_id = p_account_id
     for no key update;
     if found then
+      v_now := greatest(ducto_private.clock(), v_account.changed_at);
+      v_due := ducto_private.is_due(v_account, v_now);
+      if v_due then
+        v_account := ducto_private.drop_expired(v_account, v_now);
+      end if;
       if p_key is not null then
         select k.*
         into v_key
@@ -109,37 +129,54 @@ begin
           return ducto_private.hold_replay(v_key, v_fingerprint, v_account);
         end if;
       end if;
-      if v_account.kind = 'team' then
+      if v_account.kind = 'team' and p_member is null then
         return ducto_private.hold_refusal('is_a_team', v_account);
       end if;
     else
-      v_opens := true;
+      v_opens := p_member is null;
       v_account := ducto_private.would_open(p_account_id);
-      if v_account.account_id is null then
+      if v_opens and v_account.account_id is null then
         return ducto_private.hold_refusal('account_not_found', v_account);
       end if;
     end if;
+    if p_member is not null then
+      if v_account.kind is distinct from 'team' then
+        return ducto_private.hold_refusal('team_not_found', null);
+      end if;
+      v_member := ducto_private.find_member(p_account_id, p_member);
+      if v_member.user_id is null or v_member.left_at is not null then
+        return ducto_private.hold_refusal('not_a_member', v_account);
+      end if;
+    end if;
 
-    v_quote := ducto_private.quote(null, p_usage, null, v_account.plan_id, v_opens);
+    v_quote := ducto_private.quote(null, case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
+      case when p_model is not null then '' end, v_account.plan_id, v_opens);
     if current_setting('transaction_isolation') <> 'read committed' then
       perform ducto_private.check_snapshot(v_quote.version);
     end if;
     if v_opens then
       v_account := ducto_private.unopened(p_account_id, v_quote);
-    end if;
-    v_now := greatest(ducto_private.clock(), v_account.changed_at);
-    if ducto_private.is_due(v_account, v_now) then
-      v_due := true;
-      v_account := ducto_private.drop_expired(v_account, v_now);
+      v_now := v_account.changed_at;
     end if;
     if v_account.plan_id is not null then
       v_account := ducto_private.roll_allowance(v_account, v_now, v_quote.timezone);
     end if;
+    v_left := ducto_private.allowance_left(v_account, v_quote);
+    v_hold.actor_id := p_member;
     v_hold.held := coalesce(p_amount, ceil(v_quote.cost));
-    if not ducto_private.admits(v_account.balance, v_account.held, v_hold.held,
-      ducto_private.allowance_left(v_account, v_quote), ducto_private.floor_of(v_account, coalesce(p_min_balance, v_quote.min_balance)))
-    then
-      return ducto_private.hold_refusal('insufficient_credits', v_account);
+    v_hold.model := coalesce(p_model, p_usage ->> 'model');
+    if v_account.caps > 0 then
+      v_models := array['', v_hold.model, v_quote.resolved_model];
+      v_exceeded := ducto_private.caps_exceeded(v_account, v_now, v_quote.timezone, v_models, v_hold.held, v_left);
+    end if;
+    v_error := case
+      when (v_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
+      when v_member.spend_cap is not null
+        and ducto_private.member_exceeds(v_member, v_account, v_now, v_quote.timezone, v_hold.held, v_left) then 'member_cap_exceeded'
+      when not ducto_private.admits(v_account.balance, v_account.held, v_hold.held, v_left,
+        ducto_private.floor_of(v_account, p_min_balance, v_quote.min_balance)) then 'insufficient_credits' end;
+    if v_error is not null then
+      return ducto_private.hold_refusal(v_error, v_account);
     end if;
 
     exit when not v_opens;
@@ -151,17 +188,21 @@ begin
   if v_due then
     v_account := ducto_private.write_expiry(v_account, v_now);
   end if;
+  if cardinality(v_exceeded) > 0 then
+    v_warnings := '{spend_cap_exceeded}'::text[];
+    perform ducto_private.count_caps(p_account_id, v_now, v_quote.timezone, v_models, 0, v_exceeded);
+  end if;
   v_hold.reservation_id := ducto_private.new_id(v_now);
   v_hold.expires_at := v_now + make_interval(secs => p_ttl_seconds);
-  insert into ducto_private.reservations (reservation_id, account_id, held, created_at, expires_at, min_balance, pricing_version,
-    plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
-  values (v_hold.reservation_id, p_account_id, v_hold.held, v_now, v_hold.expires_at, p_min_balance, v_quote.version,
-    v_account.plan_id, p_operation_type, coalesce(p_model, p_usage ->> 'model'), v_quote.resolved_model, p_usage, p_metadata, p_key);
+  insert into ducto_private.reservations (reservation_id, account_id, actor_id, held, created_at, expires_at, min_balance,
+    pricing_version, plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
+  values (v_hold.reservation_id, p_account_id, v_hold.actor_id, v_hold.held, v_now, v_hold.expires_at, p_min_balance, v_quote.version,
+    v_account.plan_id, p_operation_type, v_hold.model, v_quote.resolved_model, p_usage, p_metadata, p_key);
   perform ducto_private.check_range(v_account.held::numeric + v_hold.held, 'the holds', p_account_id);
   v_account.held := v_account.held + v_hold.held;
   v_account.holds := v_account.holds + 1;
   v_account.holds_due_at := least(v_account.holds_due_at, v_hold.expires_at);
-  return ducto_private.save_hold(v_account, v_now, v_hold, p_key, v_fingerprint);
+  return ducto_private.save_hold(v_account, v_now, v_hold, p_key, v_fingerprint, v_warnings);
 end
 $$;
 
@@ -179,7 +220,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 begin
-  return ducto_private.hold('reserve', p_user_id, p_metrics, null, null, coalesce(p_operation_type, 'usage'), p_metadata,
+  return ducto_private.hold('reserve', p_user_id, null, p_metrics, null, null, coalesce(p_operation_type, 'usage'), p_metadata,
     p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
 end
 $$;
@@ -202,8 +243,8 @@ set standard_conforming_strings = on
 as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.hold('reserve_credits', p_user_id, null, p_amount, p_model, coalesce(p_operation_type, 'usage'), p_metadata,
-    p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
+  return ducto_private.hold('reserve_credits', p_user_id, null, null, p_amount, p_model, coalesce(p_operation_type, 'usage'),
+    p_metadata, p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
 end
 $$;
 comment on function ducto.reserve_credits is 'Holds a known amount of credits for p_ttl_seconds; 0 is a valid hold.';
@@ -224,6 +265,39 @@ begin
 end
 $$;
 
+-- Locks the account of a hold, or p_user_id's where that has no such hold.
+create or replace function ducto_private.lock_holder(p_reservation_id text, p_user_id text) returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_hold ducto_private.reservations := ducto_private.find_hold(p_reservation_id, p_user_id);
+  v_account ducto_private.accounts;
+begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = coalesce(v_hold.account_id, p_user_id)
+  for no key update;
+  return v_account;
+end
+$$;
+
+-- An account that a hold claims p_amount less of. Lots that were due and kept for it may expire now.
+create or replace function ducto_private.let_go(
+  p_account ducto_private.accounts, p_amount bigint, p_ends boolean, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql immutable
+as $$
+begin
+  p_account.held := p_account.held - p_amount;
+  p_account.holds := p_account.holds - p_ends::integer;
+  if p_account.lots > 0 then
+    p_account.lots_due_at := p_now;
+  end if;
+  return p_account;
+end
+$$;
+
 create or replace function ducto.extend_reservation(
   p_reservation_id text,
   p_add_amount bigint default 0,
@@ -241,20 +315,29 @@ declare
   v_account ducto_private.accounts;
   v_key ducto_private.hold_keys;
   v_hold ducto_private.reservations;
+  v_member ducto_private.team_members;
   v_terms ducto_private.quote;
   v_now timestamptz;
   v_due boolean;
+  v_left bigint;
+  v_models text[];
+  v_exceeded ducto_private.spend_caps[];
+  v_warnings text[];
+  v_error text;
 begin
   perform ducto_private.check_amount(v_add, 0, 'p_add_amount');
   perform ducto_private.check_ttl(p_ttl_seconds);
   perform ducto_private.check_key(p_idempotency_key);
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('extend_reservation', v_add, lower(p_reservation_id)), 0);
-  v_hold := ducto_private.find_hold(p_reservation_id, p_user_id);
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = coalesce(v_hold.account_id, p_user_id)
-  for no key update;
+  v_account := ducto_private.lock_holder(p_reservation_id, p_user_id);
+  if v_account.account_id is null then
+    return ducto_private.hold_refusal('reservation_not_found', v_account);
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_due := ducto_private.is_due(v_account, v_now);
+  if v_due then
+    v_account := ducto_private.drop_expired(v_account, v_now);
+  end if;
   if p_idempotency_key is not null then
     select k.*
     into v_key
@@ -264,31 +347,42 @@ begin
       return ducto_private.hold_replay(v_key, v_fingerprint, v_account);
     end if;
   end if;
-  if v_account.account_id is not null then
-    v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
-  end if;
-  if v_account.account_id is null or v_hold.reservation_id is null then
+  v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  if v_hold.reservation_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
-  end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  v_due := ducto_private.is_due(v_account, v_now);
-  if v_due then
-    v_account := ducto_private.drop_expired(v_account, v_now);
-  end if;
-  if v_hold.status <> 'active' or v_hold.expires_at <= v_now then
+  elsif v_hold.status <> 'active' or v_hold.expires_at <= v_now then
     return ducto_private.hold_refusal('reservation_not_active', v_account);
+  end if;
+  if v_hold.actor_id is not null and v_add > 0 then
+    v_member := ducto_private.find_member(v_account.account_id, v_hold.actor_id);
+    if v_member.left_at is not null then
+      return ducto_private.hold_refusal('not_a_member', v_account);
+    end if;
   end if;
   v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
   if v_account.plan_id is not null then
     v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
   end if;
-  if not ducto_private.admits(v_account.balance, v_account.held, v_add, ducto_private.allowance_left(v_account, v_terms),
-    ducto_private.floor_of(v_account, coalesce(v_hold.min_balance, v_terms.min_balance)))
-  then
-    return ducto_private.hold_refusal('insufficient_credits', v_account);
+  v_left := ducto_private.allowance_left(v_account, v_terms);
+  if v_account.caps > 0 then
+    v_models := array['', v_hold.model, v_hold.resolved_model];
+    v_exceeded := ducto_private.caps_exceeded(v_account, v_now, v_terms.timezone, v_models, v_add, v_left);
+  end if;
+  v_error := case
+    when (v_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
+    when v_member.spend_cap is not null
+      and ducto_private.member_exceeds(v_member, v_account, v_now, v_terms.timezone, v_add, v_left) then 'member_cap_exceeded'
+    when not ducto_private.admits(v_account.balance, v_account.held, v_add, v_left,
+      ducto_private.floor_of(v_account, v_hold.min_balance, v_terms.min_balance)) then 'insufficient_credits' end;
+  if v_error is not null then
+    return ducto_private.hold_refusal(v_error, v_account);
   end if;
   if v_due then
     v_account := ducto_private.write_expiry(v_account, v_now);
+  end if;
+  if cardinality(v_exceeded) > 0 then
+    v_warnings := '{spend_cap_exceeded}'::text[];
+    perform ducto_private.count_caps(v_account.account_id, v_now, v_terms.timezone, v_models, 0, v_exceeded);
   end if;
   perform ducto_private.check_range(v_account.held::numeric + v_add, 'the holds', v_account.account_id);
   v_hold.held := v_hold.held + v_add;
@@ -297,7 +391,7 @@ begin
   set held = v_hold.held, expires_at = v_hold.expires_at
   where r.reservation_id = v_hold.reservation_id and r.account_id = v_hold.account_id;
   v_account.held := v_account.held + v_add;
-  return ducto_private.save_hold(v_account, v_now, v_hold, p_idempotency_key, v_fingerprint);
+  return ducto_private.save_hold(v_account, v_now, v_hold, p_idempotency_key, v_fingerprint, v_warnings);
 end
 $$;
 comment on function ducto.extend_reservation is
@@ -313,39 +407,37 @@ declare
   v_account ducto_private.accounts;
   v_hold ducto_private.reservations;
   v_now timestamptz;
+  v_due boolean;
 begin
-  v_hold := ducto_private.find_hold(p_reservation_id, p_user_id);
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = coalesce(v_hold.account_id, p_user_id)
-  for no key update;
-  if v_account.account_id is not null then
-    v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  v_account := ducto_private.lock_holder(p_reservation_id, p_user_id);
+  if v_account.account_id is null then
+    return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
-  if v_account.account_id is null or v_hold.reservation_id is null then
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_due := ducto_private.is_due(v_account, v_now);
+  if v_due then
+    v_account := ducto_private.drop_expired(v_account, v_now);
+  end if;
+  v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  if v_hold.reservation_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   elsif v_hold.status = 'settled' then
     return ducto_private.hold_refusal('reservation_not_active', v_account);
+  elsif v_hold.status = 'released' then
+    return row(v_hold.reservation_id, coalesce(v_hold.actor_id, v_hold.account_id), 0, v_account.balance, v_account.held, null, true, v_hold.expires_at,
+      '{}'::text[], v_account.revision)::ducto.reserve_result;
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
-  if v_hold.status <> 'released' then
-    v_account := ducto_private.expire(v_account, v_now);
-    if v_hold.status = 'active' and v_hold.expires_at > v_now then
-      v_account.held := v_account.held - v_hold.held;
-      v_account.holds := v_account.holds - 1;
-    end if;
-    v_hold.held := 0;
-    update ducto_private.reservations as r
-    set status = 'released', held = 0, ended_at = coalesce(r.ended_at, least(v_now, r.expires_at))
-    where r.reservation_id = v_hold.reservation_id and r.account_id = v_hold.account_id;
-    return ducto_private.save_hold(v_account, v_now, v_hold, null, null);
+  if v_due then
+    v_account := ducto_private.write_expiry(v_account, v_now);
   end if;
-  if ducto_private.is_due(v_account, v_now) then
-    v_account := ducto_private.drop_expired(v_account, v_now);
+  if v_hold.status = 'active' and v_hold.expires_at > v_now then
+    v_account := ducto_private.let_go(v_account, v_hold.held, true, v_now);
   end if;
-  return row(v_hold.reservation_id, v_hold.account_id, 0, v_account.balance, v_account.held, null, true, v_hold.expires_at,
-    '{}'::text[], v_account.revision)::ducto.reserve_result;
+  v_hold.held := 0;
+  update ducto_private.reservations as r
+  set status = 'released', held = 0, ended_at = coalesce(r.ended_at, least(v_now, r.expires_at))
+  where r.reservation_id = v_hold.reservation_id and r.account_id = v_hold.account_id;
+  return ducto_private.save_hold(v_account, v_now, v_hold, null, null, null);
 end
 $$;
 comment on function ducto.release_reservation is 'Gives a hold back without charging. Releasing it again is not an error.';

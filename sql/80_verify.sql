@@ -5,6 +5,10 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
+declare
+  v_now timestamptz := ducto_private.clock();
+  v_zone text := case when ducto_private.active_version() is not null
+    then (ducto_private.quote(null, null, null, null, false)).timezone end;
 begin
   return query
   with rows as (
@@ -38,6 +42,20 @@ begin
     from ducto_private.reservations as h
     where h.status = 'active' and (p_account_id is null or h.account_id = p_account_id)
     group by h.account_id
+  ), lots as (
+    select l.*, a.changed_at,
+      coalesce((select sum(e.amount) from ducto_private.lot_entries as e where e.lot_id = l.lot_id and e.account_id = l.account_id), 0)
+        as entered
+    from ducto_private.credit_lots as l
+    left join ducto_private.accounts as a on a.account_id = l.account_id
+    where p_account_id is null or l.account_id = p_account_id
+  ), open_lots as (
+    select l.account_id, count(*) as lots, min(l.expires_at) filter (where l.expires_at > l.changed_at) as due_at,
+      coalesce(sum(l.remainder) filter (where l.expires_at > l.changed_at), 0) as ahead,
+      coalesce(sum(l.remainder) filter (where l.expires_at <= l.changed_at), 0) as kept
+    from lots as l
+    where l.remainder > 0
+    group by l.account_id
   ), accounts as (
     select a.*, t.amount, t.rows, t.seq as last_seq, t.last_at, t.revision as last_revision, t.carry as last_carry, t.purchased,
       coalesce(h.held, 0) as open_held, coalesce(h.holds, 0) as open_holds, h.due_at
@@ -191,8 +209,85 @@ begin
       where t.account_id = a.account_id and t.created_at >= a.allowance_start and t.created_at < a.allowance_end
     ) as x on true
     where a.allowance_used <> coalesce(x.used, 0)
+    union all
+    select a.account_id, 'lots counts the open lots', format('%s, the first due %s', coalesce(l.lots, 0), l.due_at),
+      format('%s, the first due %s', a.lots, a.lots_due_at), null
+    from accounts as a
+    left join open_lots as l on l.account_id = a.account_id
+    where a.lots <> coalesce(l.lots, 0) or l.due_at is not null and (a.lots_due_at is null or a.lots_due_at > l.due_at)
+    union all
+    select a.account_id, 'lots never exceed the balance', format('at most %s', greatest(0, a.balance - l.kept)), l.ahead::text, null
+    from accounts as a
+    join open_lots as l on l.account_id = a.account_id
+    where l.ahead > greatest(0, a.balance - l.kept)
+    union all
+    select l.account_id, 'a lot''s remainder is its amount and its entries', (l.amount + l.entered)::text, l.remainder::text,
+      l.lot_id::text
+    from lots as l
+    where l.remainder <> l.amount + l.entered
+    union all
+    select l.account_id, 'a lot belongs to a row that gave its credits', format('at least %s', l.amount), coalesce(t.amount::text, 'none'),
+      l.lot_id::text
+    from lots as l
+    left join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
+    where coalesce(t.amount, 0) < l.amount or l.seq <> t.seq
+    union all
+    select x.account_id, 'lot entries stay within their row', t.amount::text, x.amount::text, x.transaction_id::text
+    from (
+      select e.account_id, e.transaction_id, sum(e.amount) as amount
+      from ducto_private.lot_entries as e
+      where p_account_id is null or e.account_id = p_account_id
+      group by e.account_id, e.transaction_id
+    ) as x
+    left join ducto_private.transactions as t on t.transaction_id = x.transaction_id and t.account_id = x.account_id
+    where t.amount is null or sign(t.amount) <> sign(x.amount) or abs(x.amount) > abs(t.amount::numeric)
+      or t.type = 'expiry' and x.amount <> t.amount
+    union all
+    select a.account_id, 'caps counts the caps', count(c.*)::text, a.caps::text, null
+    from accounts as a
+    left join ducto_private.spend_caps as c on c.account_id = a.account_id
+    group by a.account_id, a.caps
+    having a.caps <> count(c.*)
+    union all
+    select c.account_id, 'a cap''s spent is that of its window', x.spent::text, c.spent::text,
+      format('%s cap on %s', c.cap_type, coalesce(nullif(c.model, ''), 'all models'))
+    from accounts as a
+    join ducto_private.spend_caps as c on c.account_id = a.account_id
+      and c.window_date = ducto_private.window_of(c.cap_type, greatest(v_now, a.changed_at), v_zone)
+    cross join lateral ducto_private.window_spent(c.account_id, c.cap_type, c.window_date, v_zone, c.model, null) as x (spent)
+    where c.spent <> x.spent
+    union all
+    select m.account_id, 'a member''s spent is that of the period', x.spent::text, m.spent::text, m.user_id
+    from accounts as a
+    join ducto_private.team_members as m on m.account_id = a.account_id
+      and m.window_date = ducto_private.window_of(m.spend_cap_period, greatest(v_now, a.changed_at), v_zone)
+    cross join lateral ducto_private.window_spent(m.account_id, m.spend_cap_period, m.window_date, v_zone, '', m.user_id) as x (spent)
+    where m.spent <> x.spent
+    union all
+    select coalesce(m.account_id, x.account_id), 'a member''s total_spent is that of the ledger', coalesce(x.spent, 0)::text,
+      coalesce(m.total_spent::text, 'no member'), coalesce(m.user_id, x.actor_id)
+    from (
+      select m.*
+      from ducto_private.team_members as m
+      where p_account_id is null or m.account_id = p_account_id
+    ) as m
+    full join (
+      select r.account_id, r.actor_id, -sum(r.amount) as spent
+      from rows as r
+      where r.actor_id is not null
+      group by r.account_id, r.actor_id
+    ) as x on x.account_id = m.account_id and x.actor_id = m.user_id
+    where m.total_spent is distinct from coalesce(x.spent, 0)
+    union all
+    select a.account_id, 'a team has a name, and only a team members', a.kind,
+      format('%s, %s members', coalesce(t.name, 'no name'), (
+        select count(*) from ducto_private.team_members as m where m.account_id = a.account_id)), null
+    from accounts as a
+    left join ducto_private.teams as t on t.account_id = a.account_id
+    where (a.kind = 'team') <> (t.account_id is not null)
+      or a.kind <> 'team' and exists (select from ducto_private.team_members as m where m.account_id = a.account_id)
   )
-  select f.account_id, f.invariant, f.expected, f.actual, f.detail
+  select f.account_id, f.invariant, f.expected, f.actual, f.detail, null::text
   from found as f
   order by f.account_id, f.invariant;
 end

@@ -3,10 +3,11 @@
 
 create or replace view ducto_read.accounts as
 select a.account_id, a.kind, a.balance, a.held, a.carry, a.credit_limit, a.lifetime_purchased, a.plan_id, a.allowance_used,
-  a.allowance_start, a.allowance_end, a.name, a.seq, a.revision, a.opened_at, a.changed_at
-from ducto_private.accounts as a;
+  a.allowance_start, a.allowance_end, t.name, a.seq, a.revision, a.opened_at, a.changed_at
+from ducto_private.accounts as a
+left join ducto_private.teams as t on t.account_id = a.account_id;
 comment on view ducto_read.accounts is
-  'One row per account. held may still count holds that have expired since its last change; get_balance() does not.';
+  'One row per account. held and balance may still count holds and lots that have expired since its last change; get_balance() does not.';
 
 create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
@@ -28,7 +29,7 @@ comment on view ducto_read.reservations is 'One row per hold.';
 create or replace view ducto_read.lots as
 select l.lot_id, l.account_id, l.transaction_id, l.amount, l.remainder, l.expires_at, l.created_at
 from ducto_private.credit_lots as l;
-comment on view ducto_read.lots is 'Credits that expire, as granted, and what is left of them.';
+comment on view ducto_read.lots is 'Credits that expire: what was left of a grant once a debt was paid, and what is left of it now.';
 
 create or replace function ducto.version() returns text
 language sql immutable security definer

@@ -1339,7 +1339,7 @@ def test_reading_the_ledger(ledger: Ledger) -> None:
         metadata={"a": 1},
         created_at=datetime(2026, 1, 2, tzinfo=UTC),
     )(ledger, ask.get_transaction("@charge1", "u"))
-    reads(usage=None, model="gpt-x", resolved_model=None, cost=5)(ledger, ask.get_transaction("@charge2"))
+    reads(usage=None, model="gpt-x", resolved_model="gpt", cost=5)(ledger, ask.get_transaction("@charge2"))
     for unknown in (ask.get_transaction, ask.explain_transaction):
         for arguments in (("x",), (UNKNOWN,), (None,), ("@charge1", "other"), ("@charge1", "ghost")):
             lists({"error": "transaction_not_found"})(ledger, unknown(*arguments))

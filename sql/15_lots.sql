@@ -1,0 +1,255 @@
+-- Lots: credits that expire. Those that don't are the balance less what is in lots.
+--
+-- A due lot expires by predicate, but for what active holds taken before its expiry hold: that is kept for them. Reads
+-- drop what is due, the next call that changes the account writes it, and so does the sweep.
+
+-- An account's due lots and what of each expires at p_now. In order of expiry, with R the sum of the remainders up to a
+-- lot and H what active holds taken before its expiry hold, the lots up to it keep min(R of the lots before + …, H): of
+-- all of them together the greatest R - H so far has expired.
+create or replace function ducto_private.due_lots(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
+language sql stable
+as $$
+  select x.lot_id, x.transaction_id, x.expires_at, x.remainder,
+    (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint
+  from (
+    select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq)) as expired
+    from (
+      select l.*, sum(l.remainder) over (order by l.expires_at, l.seq) - coalesce((
+        select sum(r.held)
+        from ducto_private.reservations as r
+        where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now and r.created_at < l.expires_at), 0)
+        as unheld
+      from ducto_private.credit_lots as l
+      where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
+    ) as d
+  ) as x
+$$;
+
+-- When the next of an account's lots expires.
+create or replace function ducto_private.next_lot(p_account_id text, p_now timestamptz) returns timestamptz
+language sql stable
+as $$
+  select min(l.expires_at)
+  from ducto_private.credit_lots as l
+  where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_now
+$$;
+
+-- What an account's due lots keep for holds, once write_expiry() has run.
+create or replace function ducto_private.kept(p_account ducto_private.accounts, p_now timestamptz) returns bigint
+language plpgsql stable
+as $$
+begin
+  if p_account.lots = 0 then
+    return 0;
+  end if;
+  return (
+    select coalesce(sum(l.remainder), 0)
+    from ducto_private.credit_lots as l
+    where l.account_id = p_account.account_id and l.remainder > 0 and l.expires_at <= p_now);
+end
+$$;
+
+-- Posts what of an account's lots has expired. Its balance is already net of it, its seq and revision are not.
+create or replace function ducto_private.write_lots_expiry(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_lots ducto_private.due_lot[] := array(
+    select d
+    from ducto_private.due_lots(p_account.account_id, p_now) as d
+    where d.expired > 0);
+  v_lot ducto_private.due_lot;
+  v_id uuid;
+begin
+  p_account.balance := p_account.balance + (
+    select coalesce(sum(l.expired), 0)
+    from unnest(v_lots) as l);
+  foreach v_lot in array v_lots loop
+    v_id := ducto_private.post(p_account, p_now, 'expiry', -v_lot.expired, p_refers_to => v_lot.transaction_id,
+      p_expires_at => v_lot.expires_at);
+    p_account.balance := p_account.balance - v_lot.expired;
+    p_account.seq := p_account.seq + 1;
+    p_account.revision := p_account.revision + 1;
+    perform ducto_private.take_lots(p_account.account_id, v_id, v_lot.expired, '-infinity', p_now, v_lot.lot_id);
+    perform ducto_private.emit(p_account.account_id, 'lot_expired', jsonb_build_object('lot_id', v_lot.lot_id,
+      'transaction_id', v_lot.transaction_id, 'amount', v_lot.expired, 'expires_at', v_lot.expires_at), p_now);
+  end loop;
+  return p_account;
+end
+$$;
+
+-- Takes up to p_amount from the lots that expire after p_after and not after p_until: p_first before all, then the one that
+-- expires soonest. Returns what it took.
+create or replace function ducto_private.take_lots(
+  p_account_id text, p_id uuid, p_amount bigint, p_after timestamptz, p_until timestamptz, p_first uuid)
+returns bigint
+language sql volatile
+as $$
+  with taken as (
+    select o.lot_id, least(o.remainder, p_amount - o.before)::bigint as amount
+    from (
+      select l.lot_id, l.remainder,
+        sum(l.remainder) over (order by l.lot_id is distinct from p_first, l.expires_at, l.seq) - l.remainder as before
+      from ducto_private.credit_lots as l
+      where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_after and l.expires_at <= p_until
+    ) as o
+    where o.before < p_amount
+  ), changed as (
+    update ducto_private.credit_lots as l
+    set remainder = l.remainder - t.amount
+    from taken as t
+    where l.lot_id = t.lot_id and l.account_id = p_account_id
+  ), entered as (
+    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount)
+    select p_id, t.lot_id, p_account_id, -t.amount
+    from taken as t
+  )
+  select coalesce(sum(t.amount), 0)::bigint
+  from taken as t
+$$;
+
+-- An account with its lots counted anew.
+create or replace function ducto_private.count_lots(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql stable
+as $$
+begin
+  p_account.lots := (
+    select count(*)
+    from ducto_private.credit_lots as l
+    where l.account_id = p_account.account_id and l.remainder > 0);
+  p_account.lots_due_at := ducto_private.next_lot(p_account.account_id, p_now);
+  return p_account;
+end
+$$;
+
+-- Takes a debit from an account's lots as far as they go: at most p_held of it from due ones, kept for a hold taken at
+-- p_held_since, the rest from those not yet due, p_first before all.
+create or replace function ducto_private.burn(
+  p_account ducto_private.accounts,
+  p_now timestamptz,
+  p_id uuid,
+  p_debit bigint,
+  p_held bigint default 0,
+  p_held_since timestamptz default null,
+  p_first uuid default null)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+begin
+  if p_held > 0 then
+    p_debit := p_debit - ducto_private.take_lots(p_account.account_id, p_id, least(p_debit, p_held), p_held_since, p_now, null);
+  end if;
+  perform ducto_private.take_lots(p_account.account_id, p_id, p_debit, p_now, 'infinity', p_first);
+  return ducto_private.count_lots(p_account, p_now);
+end
+$$;
+
+-- Opens a lot of what p_amount leaves once the account's debt is paid.
+create or replace function ducto_private.open_lot(
+  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_amount bigint, p_expires_at timestamptz)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+begin
+  if p_amount > 0 then
+    insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq)
+    values (ducto_private.new_id(p_now), p_account.account_id, p_id, p_amount, p_amount, p_expires_at, p_now, p_account.seq + 1);
+    p_account.lots := p_account.lots + 1;
+    p_account.lots_due_at := least(p_account.lots_due_at, p_expires_at);
+  end if;
+  return p_account;
+end
+$$;
+
+-- Gives a refund's credits back to the lots from which its charge took them, the last one first: p_amount of them,
+-- p_given having gone back before. What belongs to lots that are due by now becomes a lot of 720 hours.
+create or replace function ducto_private.restore_lots(
+  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_charge_id uuid, p_given bigint, p_amount bigint)
+returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_due bigint;
+begin
+  with taken as (
+    select l.lot_id, l.expires_at, -e.amount as amount, sum(-e.amount) over (order by l.expires_at desc, l.seq desc) as upto
+    from ducto_private.lot_entries as e
+    join ducto_private.credit_lots as l on l.lot_id = e.lot_id and l.account_id = e.account_id
+    where e.transaction_id = p_charge_id and e.account_id = p_account.account_id
+  ), given as (
+    select t.lot_id, t.expires_at > p_now as open,
+      (least(t.upto, p_given::numeric + p_amount) - greatest(t.upto - t.amount, p_given))::bigint as amount
+    from taken as t
+    where t.upto > p_given and t.upto - t.amount < p_given::numeric + p_amount
+  ), changed as (
+    update ducto_private.credit_lots as l
+    set remainder = l.remainder + g.amount
+    from given as g
+    where g.open and l.lot_id = g.lot_id and l.account_id = p_account.account_id
+  ), entered as (
+    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount)
+    select p_id, g.lot_id, p_account.account_id, g.amount
+    from given as g
+    where g.open
+  )
+  select coalesce(sum(g.amount), 0)
+  into v_due
+  from given as g
+  where not g.open;
+  p_account := ducto_private.count_lots(p_account, p_now);
+  return ducto_private.open_lot(p_account, p_now, p_id, v_due, p_now + interval '720 hours');
+end
+$$;
+
+create or replace function ducto.sweep_expired_credits(p_dry_run boolean default false, p_limit integer default 1000)
+returns ducto.sweep_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_dry_run boolean := coalesce(p_dry_run, false);
+  v_limit integer := coalesce(p_limit, 1000);
+  v_now timestamptz := ducto_private.clock();
+  v_account_id text;
+  v_account ducto_private.accounts;
+  v_due record;
+  v_count bigint := 0;
+  v_amount numeric := 0;
+begin
+  perform ducto_private.check_amount(v_limit, 1, 'p_limit');
+  for v_account_id in
+    select distinct l.account_id
+    from ducto_private.credit_lots as l
+    where l.remainder > 0 and l.expires_at <= v_now
+    order by l.account_id
+  loop
+    if not v_dry_run then
+      select a.*
+      into v_account
+      from ducto_private.accounts as a
+      where a.account_id = v_account_id
+      for no key update skip locked;
+      continue when not found;
+      v_now := greatest(ducto_private.clock(), v_account.changed_at);
+    end if;
+    select count(*) as lots, sum(d.expired) as amount
+    into v_due
+    from ducto_private.due_lots(v_account_id, v_now) as d
+    where d.expired > 0;
+    continue when v_due.lots = 0;
+    if not v_dry_run then
+      perform ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+      v_limit := v_limit - 1;
+    end if;
+    v_count := v_count + v_due.lots;
+    v_amount := v_amount + v_due.amount;
+    exit when v_limit = 0;
+  end loop;
+  return row(v_count, v_amount, v_dry_run, null)::ducto.sweep_result;
+end
+$$;
+comment on function ducto.sweep_expired_credits is
+  'Writes what has expired of lots, of at most p_limit accounts, skipping locked ones; repeat until the count is 0. Only bookkeeping: no admission spends an expired lot, swept or not.';

@@ -1,0 +1,351 @@
+-- Caps: bounds on the credits debited from a balance in a local day or month, of an account or of a member of a team.
+--
+-- What was spent stands on the cap's own row, for the window that the row names; in a new window it is counted from the
+-- ledger once, which finds next to nothing, and a charge never sums its history.
+
+-- The first local date of the day or month in which p_now lies; null for a lifetime.
+create or replace function ducto_private.window_of(p_period text, p_now timestamptz, p_zone text) returns date
+language sql immutable
+as $$
+  select case p_period
+    when 'daily' then (p_now at time zone p_zone)::date
+    when 'monthly' then date_trunc('month', p_now at time zone p_zone)::date end
+$$;
+
+-- What the window that begins on p_first has debited so far, net of refunds of its charges.
+create or replace function ducto_private.window_spent(
+  p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns bigint
+language plpgsql stable
+as $$
+declare
+  v_seq bigint := ducto_private.seq_at(p_account_id, ducto_private.first_instant(p_first, p_zone), true);
+begin
+  return (
+    select coalesce(-sum(t.amount), 0)
+    from ducto_private.transactions as t
+    left join ducto_private.transaction_details as d on t.type = 'refund' and d.transaction_id = t.transaction_id
+      and d.account_id = t.account_id
+    left join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
+    where t.account_id = p_account_id and t.seq > v_seq and t.type in ('usage', 'refund')
+      and (p_model = '' or p_model in (t.model, t.resolved_model))
+      and (p_actor_id is null or t.actor_id = p_actor_id)
+      and ducto_private.window_of(p_period, coalesce(c.created_at, t.created_at), p_zone) = p_first);
+end
+$$;
+
+-- An account's caps on all models and on those named (null: on any), in the window of p_now.
+create or replace function ducto_private.caps_now(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
+returns setof ducto_private.spend_caps
+language sql stable
+as $$
+  select c.account_id, c.cap_type, c.model, c.cap_limit, c.action,
+    case when c.window_date = w.first then c.spent
+      else ducto_private.window_spent(p_account_id, c.cap_type, w.first, p_zone, c.model, null) end,
+    w.first, c.told_date
+  from ducto_private.spend_caps as c
+  cross join lateral ducto_private.window_of(c.cap_type, p_now, p_zone) as w (first)
+  where c.account_id = p_account_id and (p_models is null or c.model = any (p_models))
+$$;
+
+-- What would be debited of the holds that a cap matches and of p_amount more: all holds are H, the allowance left A.
+create or replace function ducto_private.demand(p_matched bigint, p_held bigint, p_amount bigint, p_left bigint) returns numeric
+language sql immutable
+as $$ select least(p_matched::numeric + p_amount, greatest(0, p_held::numeric + p_amount - p_left)) $$;
+
+-- The caps that an amount would exceed: those that deny first, the one with the least room before the others.
+create or replace function ducto_private.caps_exceeded(
+  p_account ducto_private.accounts, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_left bigint)
+returns ducto_private.spend_caps[]
+language plpgsql stable
+as $$
+begin
+  return array(
+    select c::ducto_private.spend_caps
+    from ducto_private.caps_now(p_account.account_id, p_now, p_zone, p_models) as c
+    cross join lateral (
+      select case when c.model = '' then p_account.held else coalesce(sum(r.held), 0)::bigint end as held
+      from ducto_private.reservations as r
+      where c.model <> '' and r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now
+        and c.model in (r.model, r.resolved_model)
+    ) as m
+    cross join lateral ducto_private.demand(m.held, p_account.held, p_amount, p_left) as d (after)
+    where d.after > ducto_private.demand(m.held, p_account.held, 0, p_left) and c.spent + d.after > c.cap_limit
+    order by c.action <> 'deny', case when c.action = 'deny' then c.cap_limit - c.spent - d.after end, c.cap_type, c.model);
+end
+$$;
+
+-- Counts a debit (0: a hold) in the caps that it matches, and tells of those that it reaches or that p_exceeded
+-- names. Whether a settlement went beyond a cap is what it returns.
+create or replace function ducto_private.count_caps(
+  p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_debit bigint, p_exceeded ducto_private.spend_caps[])
+returns boolean
+language plpgsql volatile
+as $$
+declare
+  v_beyond boolean := false;
+  v_tell boolean;
+  v_event text;
+  c ducto_private.spend_caps;
+begin
+  for c in
+    select n.* from ducto_private.caps_now(p_account_id, p_now, p_zone, p_models) as n order by n.model, n.cap_type
+  loop
+    v_tell := case when p_exceeded is null then p_debit > 0 and c.spent::numeric + p_debit > c.cap_limit
+      else exists (select from unnest(p_exceeded) as e where e.model = c.model and e.cap_type = c.cap_type) end;
+    v_beyond := v_beyond or v_tell;
+    v_event := case
+      when c.action <> 'deny' and v_tell and c.told_date is distinct from c.window_date then 'cap_warned'
+      when c.action = 'deny' and p_debit > 0 and c.spent < c.cap_limit and c.spent::numeric + p_debit >= c.cap_limit
+        then 'cap_reached' end;
+    update ducto_private.spend_caps as s
+    set spent = least(9223372036854775807, c.spent::numeric + p_debit),
+      window_date = c.window_date,
+      told_date = case v_event when 'cap_warned' then c.window_date else c.told_date end
+    where s.account_id = p_account_id and s.model = c.model and s.cap_type = c.cap_type;
+    if v_event is not null then
+      perform ducto_private.emit(p_account_id, v_event, jsonb_build_object('cap_type', c.cap_type, 'model', nullif(c.model, ''),
+        'limit', c.cap_limit, 'spent', c.spent + p_debit, 'action', c.action), p_now);
+    end if;
+  end loop;
+  return v_beyond;
+end
+$$;
+
+-- What a member has spent in the period of the member's cap.
+create or replace function ducto_private.member_spent(p_member ducto_private.team_members, p_now timestamptz, p_zone text)
+returns bigint
+language plpgsql stable
+as $$
+declare
+  v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
+begin
+  return case
+    when v_first is null then p_member.total_spent
+    when v_first = p_member.window_date then p_member.spent
+    else ducto_private.window_spent(p_member.account_id, p_member.spend_cap_period, v_first, p_zone, '', p_member.user_id) end;
+end
+$$;
+
+create or replace function ducto_private.find_member(p_team_id text, p_user_id text) returns ducto_private.team_members
+language plpgsql stable
+as $$
+declare
+  v_member ducto_private.team_members;
+begin
+  select m.*
+  into v_member
+  from ducto_private.team_members as m
+  where m.account_id = p_team_id and m.user_id = p_user_id;
+  return v_member;
+end
+$$;
+
+create or replace function ducto_private.member_exceeds(
+  p_member ducto_private.team_members,
+  p_account ducto_private.accounts,
+  p_now timestamptz,
+  p_zone text,
+  p_amount bigint,
+  p_left bigint)
+returns boolean
+language plpgsql stable
+as $$
+declare
+  v_held bigint;
+  v_demand numeric;
+begin
+  if p_member.spend_cap is null then
+    return false;
+  end if;
+  v_held := (
+    select coalesce(sum(r.held), 0)
+    from ducto_private.reservations as r
+    where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now and r.actor_id = p_member.user_id);
+  v_demand := ducto_private.demand(v_held, p_account.held, p_amount, p_left);
+  return v_demand > ducto_private.demand(v_held, p_account.held, 0, p_left)
+    and ducto_private.member_spent(p_member, p_now, p_zone) + v_demand > p_member.spend_cap;
+end
+$$;
+
+-- Counts a member's debit, or a refund of one (negative) that was made at p_at. Whether it went beyond the member's cap is what it
+-- returns.
+create or replace function ducto_private.count_member(
+  p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_debit bigint, p_at timestamptz)
+returns boolean
+language plpgsql volatile
+as $$
+declare
+  v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
+  v_spent bigint := ducto_private.member_spent(p_member, p_now, p_zone);
+begin
+  if v_first is null or v_first = ducto_private.window_of(p_member.spend_cap_period, p_at, p_zone) then
+    v_spent := v_spent + p_debit;
+  end if;
+  update ducto_private.team_members as m
+  set spent = v_spent, window_date = v_first, total_spent = m.total_spent + p_debit
+  where m.account_id = p_member.account_id and m.user_id = p_member.user_id;
+  return p_debit > 0 and v_spent > p_member.spend_cap;
+end
+$$;
+
+-- Takes a refund out of the windows of which its charge was.
+create or replace function ducto_private.uncount_caps(
+  p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_at timestamptz) returns void
+language plpgsql volatile
+as $$
+begin
+  update ducto_private.spend_caps as s
+  set spent = n.spent - p_amount, window_date = n.window_date
+  from ducto_private.caps_now(p_account_id, p_now, p_zone, p_models) as n
+  where s.account_id = p_account_id and s.model = n.model and s.cap_type = n.cap_type
+    and n.window_date = ducto_private.window_of(n.cap_type, p_at, p_zone);
+end
+$$;
+
+create or replace function ducto_private.check_cap(p_cap_type text) returns void
+language plpgsql stable
+as $$
+begin
+  if p_cap_type is null or p_cap_type not in ('daily', 'monthly') then
+    perform ducto_private.invalid(format('p_cap_type: there is no %s cap', coalesce(left(p_cap_type, 100), 'null')),
+      'Use daily or monthly.');
+  end if;
+end
+$$;
+
+create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint) returns ducto.spend_cap
+language sql immutable
+as $$
+  select row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision)::ducto.spend_cap
+$$;
+
+create or replace function ducto.set_spend_cap(
+  p_user_id text,
+  p_limit bigint,
+  p_cap_type text default 'daily',
+  p_model text default null,
+  p_action text default 'deny')
+returns ducto.spend_cap
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_terms ducto_private.quote;
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+  v_cap ducto_private.spend_caps;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_limit, 0, 'p_limit');
+  v_cap.cap_type := coalesce(p_cap_type, 'daily');
+  perform ducto_private.check_cap(v_cap.cap_type);
+  v_cap.action := coalesce(p_action, 'deny');
+  if v_cap.action not in ('deny', 'warn', 'notify') then
+    perform ducto_private.invalid(format('p_action: %s is nothing that a cap does', left(v_cap.action, 100)),
+      'Use deny, warn or notify.');
+  elsif p_model is not null then
+    perform ducto_private.check_text(p_model, 'p_model');
+  end if;
+  v_terms := ducto_private.quote(null, null, null, null, false);
+  v_account := ducto_private.lock_or_open(p_user_id);
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_account := ducto_private.expire(v_account, v_now);
+  v_cap.account_id := p_user_id;
+  v_cap.model := coalesce(p_model, '');
+  v_cap.cap_limit := p_limit;
+  update ducto_private.spend_caps as c
+  set cap_limit = v_cap.cap_limit, action = v_cap.action
+  where c.account_id = p_user_id and c.model = v_cap.model and c.cap_type = v_cap.cap_type;
+  if not found then
+    v_cap.window_date := ducto_private.window_of(v_cap.cap_type, v_now, v_terms.timezone);
+    insert into ducto_private.spend_caps (account_id, cap_type, model, cap_limit, action, spent, window_date)
+    values (p_user_id, v_cap.cap_type, v_cap.model, p_limit, v_cap.action,
+      ducto_private.window_spent(p_user_id, v_cap.cap_type, v_cap.window_date, v_terms.timezone, v_cap.model, null),
+      v_cap.window_date);
+    v_account.caps := v_account.caps + 1;
+  end if;
+  perform ducto_private.save(v_account, v_now);
+  return ducto_private.cap_answer(v_cap, v_account.revision + 1);
+end
+$$;
+comment on function ducto.set_spend_cap is
+  'Bounds what is debited from an account''s balance in a local day or month, for all models or one: deny, warn or notify. What the window has spent already counts.';
+
+create or replace function ducto.remove_spend_cap(p_user_id text, p_cap_type text, p_model text default null) returns ducto.spend_cap
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+  v_cap ducto_private.spend_caps;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_cap(p_cap_type);
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_user_id
+  for no key update;
+  delete from ducto_private.spend_caps as c
+  where c.account_id = p_user_id and c.model = coalesce(p_model, '') and c.cap_type = p_cap_type
+  returning c.* into v_cap;
+  if not found then
+    return row(null, null, null, 0, null, 'cap_not_found', coalesce(v_account.revision, 0))::ducto.spend_cap;
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_account := ducto_private.expire(v_account, v_now);
+  v_account.caps := v_account.caps - 1;
+  perform ducto_private.save(v_account, v_now);
+  return ducto_private.cap_answer(v_cap, v_account.revision + 1);
+end
+$$;
+comment on function ducto.remove_spend_cap is 'Takes a cap away and answers what it was.';
+
+create or replace function ducto.list_spend_caps(p_user_id text) returns setof ducto.spend_cap
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  return query
+  select x.*
+  from ducto_private.accounts as a
+  join ducto_private.spend_caps as c on c.account_id = a.account_id
+  cross join lateral ducto_private.cap_answer(c, a.revision) as x
+  where a.account_id = p_user_id
+  order by c.cap_type, c.model;
+end
+$$;
+comment on function ducto.list_spend_caps is 'An account''s caps.';
+
+create or replace function ducto.check_spend_cap(p_user_id text, p_model text default null, p_amount bigint default 0)
+returns ducto.cap_check_result
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
+  v_now timestamptz := v_account.changed_at;
+  v_terms ducto_private.quote;
+  v_cap ducto_private.spend_caps;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_short(p_model, 'p_model');
+  perform ducto_private.check_amount(coalesce(p_amount, 0), 0);
+  if v_account.caps > 0 then
+    v_terms := ducto_private.quote(null, jsonb_build_object('model', coalesce(p_model, '')), '', v_account.plan_id, false);
+    v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
+    v_cap := (ducto_private.caps_exceeded(v_account, v_now, v_terms.timezone, array['', p_model, v_terms.resolved_model],
+      coalesce(p_amount, 0), ducto_private.allowance_left(v_account, v_terms)))[1];
+  end if;
+  return row(coalesce(v_cap.action = 'deny', false), coalesce(v_cap.spent, 0), coalesce(v_cap.cap_limit, 0), v_cap.action,
+    nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;
+end
+$$;
+comment on function ducto.check_spend_cap is
+  'Which cap an amount would exceed now: the one that denies with the least room, else one that warns or notifies; zeros where none.';

@@ -1,0 +1,319 @@
+-- Teams: accounts with members. A pool is charged for a member, and each member may have a cap.
+
+create or replace function ducto.create_team(
+  p_name text, p_initial_balance bigint default 0, p_idempotency_key text default null, p_team_id text default null)
+returns ducto.create_team_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_initial bigint := coalesce(p_initial_balance, 0);
+  v_fingerprint bigint;
+  v_id text;
+  v_account ducto_private.accounts;
+  v_team ducto_private.teams;
+begin
+  perform ducto_private.check_text(p_name, 'p_name');
+  perform ducto_private.check_amount(v_initial, 0, 'p_initial_balance');
+  perform ducto_private.check_key(p_idempotency_key);
+  if p_team_id is not null then
+    perform ducto_private.check_text(p_team_id, 'p_team_id');
+  end if;
+  v_fingerprint := jsonb_hash_extended(jsonb_build_array('create_team', p_name, v_initial, p_team_id), 0);
+  -- Without an id the key makes it, so that the key belongs to one account.
+  v_id := coalesce(p_team_id,
+    'team_' || left(encode(sha256(convert_to('create_team:' || p_idempotency_key, 'UTF8')), 'hex'), 32),
+    'team_' || replace(gen_random_uuid()::text, '-', ''));
+  v_account := ducto_private.unopened(v_id, null);
+  v_account.kind := 'team';
+  v_account := ducto_private.open_account(v_account, null);
+  if v_account.account_id is null then
+    select a.*
+    into v_account
+    from ducto_private.accounts as a
+    where a.account_id = v_id
+    for no key update;
+    select t.*
+    into v_team
+    from ducto_private.teams as t
+    where t.account_id = v_id;
+    if v_team.idempotency_key = p_idempotency_key and v_team.fingerprint = v_fingerprint then
+      return row(v_id, v_team.name, true, null, (v_initial > 0)::integer)::ducto.create_team_result;
+    end if;
+    return row(null, null, false,
+      case when v_team.idempotency_key = p_idempotency_key then 'idempotency_conflict' else 'team_exists' end,
+      v_account.revision)::ducto.create_team_result;
+  end if;
+  insert into ducto_private.teams (account_id, name, idempotency_key, fingerprint)
+  values (v_id, p_name, p_idempotency_key, v_fingerprint);
+  if v_initial > 0 then
+    perform ducto_private.post(v_account, v_account.changed_at, 'adjustment', v_initial, p_idempotency_key, v_fingerprint,
+      p_lifetime_purchased => 0);
+  end if;
+  return row(v_id, p_name, false, null, (v_initial > 0)::integer)::ducto.create_team_result;
+end
+$$;
+comment on function ducto.create_team is
+  'Makes a team: an account with members. Without p_team_id its id comes from the key, or is random.';
+
+-- Locks a team; a null row where there is none.
+create or replace function ducto_private.lock_team(p_team_id text) returns ducto_private.accounts
+language plpgsql volatile
+as $$
+declare
+  v_account ducto_private.accounts;
+begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_team_id and a.kind = 'team'
+  for no key update;
+  return v_account;
+end
+$$;
+
+create or replace function ducto_private.member_count(p_team_id text) returns bigint
+language plpgsql stable
+as $$
+begin
+  return (
+    select count(*)
+    from ducto_private.team_members as m
+    where m.account_id = p_team_id and m.left_at is null);
+end
+$$;
+
+create or replace function ducto.get_team(p_team_id text) returns ducto.team
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts;
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  v_account := ducto_private.as_read(p_team_id);
+  if v_account.kind is distinct from 'team' then
+    return row(null, null, 0, 0, null, 'team_not_found', 0)::ducto.team;
+  end if;
+  return row(p_team_id, (select t.name from ducto_private.teams as t where t.account_id = p_team_id), v_account.balance,
+    ducto_private.member_count(p_team_id), v_account.opened_at, null, v_account.revision)::ducto.team;
+end
+$$;
+comment on function ducto.get_team is 'A team, its pool''s balance and the number of its present members.';
+
+create or replace function ducto.get_team_balance(p_team_id text) returns ducto.team_balance_result
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_team ducto.team := ducto.get_team(p_team_id);
+begin
+  return row(v_team.team_id, v_team.name, v_team.balance, v_team.member_count, v_team.error, v_team.revision)::ducto.team_balance_result;
+end
+$$;
+comment on function ducto.get_team_balance is 'A team''s pool: its balance, net of what has expired.';
+
+create or replace function ducto.add_team_member(
+  p_team_id text,
+  p_user_id text,
+  p_role text default 'member',
+  p_spend_cap bigint default null,
+  p_spend_cap_period text default 'lifetime')
+returns ducto.add_team_member_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_role text := coalesce(p_role, 'member');
+  v_period text := coalesce(p_spend_cap_period, 'lifetime');
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_text(v_role, 'p_role');
+  if p_spend_cap < 0 then
+    perform ducto_private.check_amount(p_spend_cap, 0, 'p_spend_cap');
+  elsif v_period not in ('lifetime', 'daily', 'monthly') then
+    perform ducto_private.invalid(format('p_spend_cap_period: %s is no period of a cap', left(v_period, 100)),
+      'Use lifetime, daily or monthly.');
+  end if;
+  v_account := ducto_private.lock_team(p_team_id);
+  if v_account.account_id is null then
+    return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;
+  elsif exists (select from ducto_private.accounts as a where a.account_id = p_user_id and a.kind = 'team') then
+    return row(null, null, null, 'is_a_team', v_account.revision)::ducto.add_team_member_result;
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_account := ducto_private.expire(v_account, v_now);
+  insert into ducto_private.team_members as m (account_id, user_id, role, spend_cap, spend_cap_period, joined_at)
+  values (p_team_id, p_user_id, v_role, p_spend_cap, v_period, v_now)
+  on conflict (account_id, user_id) do update
+  set role = excluded.role,
+    spend_cap = excluded.spend_cap,
+    spend_cap_period = excluded.spend_cap_period,
+    window_date = case when m.spend_cap_period = excluded.spend_cap_period then m.window_date end,
+    joined_at = case when m.left_at is null then m.joined_at else excluded.joined_at end,
+    left_at = null;
+  perform ducto_private.save(v_account, v_now);
+  return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
+end
+$$;
+comment on function ducto.add_team_member is
+  'Makes a user a member, or changes a member''s role and cap. The cap bounds what the pool is debited for the member in its period; a member who rejoins keeps total_spent.';
+
+create or replace function ducto.remove_team_member(p_team_id text, p_user_id text) returns ducto.add_team_member_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_now timestamptz;
+  v_role text;
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  v_account := ducto_private.lock_team(p_team_id);
+  if v_account.account_id is null then
+    return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;
+  end if;
+  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  update ducto_private.team_members as m
+  set left_at = v_now
+  where m.account_id = p_team_id and m.user_id = p_user_id and m.left_at is null
+  returning m.role into v_role;
+  if not found then
+    return row(null, null, null, 'not_a_member', v_account.revision)::ducto.add_team_member_result;
+  end if;
+  v_account := ducto_private.expire(v_account, v_now);
+  perform ducto_private.save(v_account, v_now);
+  return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
+end
+$$;
+comment on function ducto.remove_team_member is
+  'Ends a membership; its history stays, and its open holds can still be settled.';
+
+create or replace function ducto.get_team_members(p_team_id text) returns setof ducto.team_member
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  return query
+  select m.user_id, m.role, m.spend_cap, m.total_spent, m.spend_cap_period, null::text
+  from ducto_private.team_members as m
+  where m.account_id = p_team_id and m.left_at is null
+  order by m.user_id;
+end
+$$;
+comment on function ducto.get_team_members is 'A team''s present members, by user_id.';
+
+create or replace function ducto.reserve_team(
+  p_team_id text,
+  p_user_id text,
+  p_metrics jsonb,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  return ducto_private.hold('reserve_team', p_team_id, p_user_id, p_metrics, null, null, coalesce(p_operation_type, 'usage'),
+    p_metadata, p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve_team is 'Prices an estimated usage by the team''s plan and holds ceil(cost) credits of its pool, for a member.';
+
+create or replace function ducto.reserve_team_credits(
+  p_team_id text,
+  p_user_id text,
+  p_amount bigint,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null,
+  p_model text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_amount, 0);
+  return ducto_private.hold('reserve_team_credits', p_team_id, p_user_id, null, p_amount, p_model,
+    coalesce(p_operation_type, 'usage'), p_metadata, p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve_team_credits is 'Holds a known amount of a team''s pool, for a member.';
+
+-- A charge's answer as that of a team.
+create or replace function ducto_private.team_answer(p_team_id text, p_answer ducto.deduction_result)
+returns ducto.team_deduction_result
+language sql immutable
+as $$
+  select row(p_answer.transaction_id, case when p_answer.error is null then p_team_id end, p_answer.user_id, p_answer.amount,
+    p_answer.balance_after, p_answer.idempotent, p_answer.error, p_answer.cost, p_answer.allowance_used, p_answer.shortfall,
+    p_answer.warnings, p_answer.revision)::ducto.team_deduction_result
+$$;
+
+create or replace function ducto.deduct_team(
+  p_team_id text,
+  p_user_id text,
+  p_metrics jsonb,
+  p_idempotency_key text default null,
+  p_metadata jsonb default null,
+  p_reservation_id text default null,
+  p_final boolean default true)
+returns ducto.team_deduction_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  return ducto_private.team_answer(p_team_id, ducto_private.charge('deduct_team', p_team_id, p_user_id, p_metrics, null, null,
+    null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata));
+end
+$$;
+comment on function ducto.deduct_team is 'Prices a usage by the team''s plan and charges its pool, for a member: directly, or settling a hold.';
+
+create or replace function ducto.deduct_team_credits(
+  p_team_id text,
+  p_user_id text,
+  p_amount bigint,
+  p_reservation_id text default null,
+  p_idempotency_key text default null,
+  p_metadata jsonb default null,
+  p_model text default null,
+  p_final boolean default true)
+returns ducto.team_deduction_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_amount, 0);
+  return ducto_private.team_answer(p_team_id, ducto_private.charge('deduct_team_credits', p_team_id, p_user_id, null, null,
+    p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata));
+end
+$$;
+comment on function ducto.deduct_team_credits is 'Charges a known amount to a team''s pool, for a member: directly, or against a hold.';
