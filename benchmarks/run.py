@@ -80,13 +80,29 @@ begin
 end
 $$
 """
+# An account in the middle of a day and month of so many charges, under caps on both.
+CAPPED = """
+insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at, writer,
+  pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
+select gen_random_uuid(), 1 + i, -1, 1000000000000 - i, 0, 1 + i, a.changed_at, pg_current_xact_id(), 1, a.account_id, 'usage', 0, 1,
+  %(usage)s::jsonb, 'gpt-4o-2024-08-06', 'gpt-4o'
+from ducto_private.accounts as a, generate_series(1, %(charges)s) as i
+where a.account_id = %(account)s;
+update ducto_private.accounts set seq = seq + %(charges)s, revision = revision + %(charges)s, balance = balance - %(charges)s
+where account_id = %(account)s;
+select ducto.set_spend_cap(%(account)s, 1000000000000, t) from unnest('{daily,monthly}'::text[]) as t;
+"""
+CHARGE_CAPPED = r"""
+\set key random(1, 1000000000000000)
+select * from ducto.deduct('capped-{charges}', :usage, 'request-' || :key);
+"""
 OF_ONE = "select count(*) from ducto_private.transactions where account_id = 'account-1' and type = 'usage'"
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def main() -> None:
-    parts: dict[str, Callable[[Bench], None]] = {"charges": charges, "hot": hot, "prices": prices}
+    parts: dict[str, Callable[[Bench], None]] = {"charges": charges, "hot": hot, "caps": caps, "prices": prices}
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--seconds", type=int, default=5, help="length of a round (5)")
@@ -138,7 +154,7 @@ class Bench:
     def pgbench(self, *arguments: str, seconds: int | None = None, accounts: int | None = None) -> Decimal:
         """Transactions per second of one round."""
         options = self.options
-        command = [self.program, *arguments, "-n", "-M", "prepared", f"-c{options.clients}", "-j2"]
+        command = [self.program, "-n", "-M", "prepared", f"-c{options.clients}", "-j2", *arguments]
         command += [f"-T{seconds or options.seconds}", "-D", f"accounts={accounts or options.accounts}"]
         command += ["-D", f"usage={USAGE}", self.server.dsn()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -187,6 +203,23 @@ def hot(bench: Bench) -> None:
     rates = bench.turns(rivals, accounts=1)
     print(f"  {'deduct / bare function':<24}{rates['ducto.deduct'] / rates['bare function']:>8.2f}")
     print(f"  {'charges of the account':<24}{bench.value(OF_ONE):>8,}")
+
+
+def caps(bench: Bench) -> None:
+    """A charge under a daily and a monthly cap, early and late in their windows."""
+    print("\nCaps: ducto.deduct on one account with a daily and a monthly cap, one client, asynchronous commits")
+    rivals = {}
+    for charges in (0, 1_000_000):
+        account = f"capped-{charges}"
+        bench.conn.execute("select ducto.add_credits(%s, 1000000000000)", [account])
+        values = {"account": account, "charges": charges, "usage": USAGE}
+        with psycopg.ClientCursor(bench.conn) as cursor:
+            cursor.execute(CAPPED, values)
+        script = "set synchronous_commit = off;" + CHARGE_CAPPED.format(charges=charges)
+        rivals[f"{charges:,} charges"] = ["-c1", "-j1", "-f", bench.script(script)]
+    bench.conn.execute("vacuum analyze")
+    few, many = bench.turns(rivals).values()
+    print(f"  {'1,000,000 / 0 charges':<24}{few / many:>8.2f}   time of a charge")
 
 
 def prices(bench: Bench) -> None:

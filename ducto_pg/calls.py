@@ -6,7 +6,7 @@ makes of its arguments.
 """
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -36,17 +36,36 @@ from ducto_pg import exactjson
 from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.models import (
     AddCreditsResult,
+    AddTeamMemberResult,
+    AggregateStatsRow,
+    AllowanceResult,
     BalanceResult,
+    CapCheckResult,
+    CheckFeatureResult,
     CostBreakdown,
+    CreateTeamResult,
     CreditMetadata,
+    DailySpendRow,
     DeductionResult,
+    Event,
     Explanation,
+    GetUserPlanResult,
     PricingConfigData,
     PricingConfigHistoryItem,
     PricingConfigResult,
     RefundResult,
     Reservation,
     ReserveResult,
+    SetUserPlanResult,
+    SpendByModelRow,
+    SpendByUserRow,
+    SpendCap,
+    SweepResult,
+    Team,
+    TeamBalanceResult,
+    TeamDeductionResult,
+    TeamMember,
+    TopUserRow,
     Transaction,
     UsageMetrics,
     Violation,
@@ -60,11 +79,13 @@ T = TypeVar("T")
 
 Usage = UsageMetrics | Mapping[str, Any]
 Metadata = CreditMetadata | Mapping[str, Any]
+Charges = Sequence[Mapping[str, Any]]
 Small = Annotated[int, "integer"]
 Exact = Decimal | int
 
 _SQL_TYPES: dict[Any, str] = {
     str: "text",
+    Sequence[str]: "text[]",
     int: "bigint",
     Small: "integer",
     Exact: "numeric",
@@ -72,10 +93,12 @@ _SQL_TYPES: dict[Any, str] = {
     datetime: "timestamptz",
     Usage: "jsonb",
     Metadata: "jsonb",
+    Charges: "jsonb",
 }
 
 _IN_WORDS = {
     "text": "text",
+    "text[]": "a list of texts",
     "bigint": "a whole number",
     "integer": "a whole number",
     "numeric": "a Decimal or a whole number",
@@ -141,23 +164,43 @@ class Parameter:
                 return value
             case "timestamptz", datetime() if value.tzinfo:
                 return value
-            case "jsonb", BaseModel() | Mapping():
-                return self._json(value)
-        raise InvalidArgumentError(f"{self.name} must be {_IN_WORDS[self.sql_type]}, not {repr(value)[:100]}")
+            case "text[]", list() | tuple():
+                element = Parameter(f"each of {self.name}", "text", None)
+                return [element.to_sql(text) for text in value]
+            case "jsonb", list() | tuple() if self.name == "charges":
+                return self._json([_charge(charge) for charge in value])
+            case "jsonb", BaseModel() | Mapping() if self.name != "charges":
+                return self._json(_object(self.name, value))
+        words = "a list of dicts" if self.name == "charges" else _IN_WORDS[self.sql_type]
+        raise InvalidArgumentError(f"{self.name} must be {words}, not {repr(value)[:100]}")
 
-    def _json(self, value: BaseModel | Mapping[str, Any]) -> str:
-        if isinstance(value, UsageMetrics):
-            value = value.to_usage()
-        elif isinstance(value, BaseModel):
-            value = value.model_dump(exclude_none=True)
-        elif self.name == "metrics" and any(isinstance(number, float) for number in value.values()):
-            raise InvalidArgumentError(f"metrics: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
+    def _json(self, value: object) -> str:
         try:
-            text = exactjson.dumps(dict(value))
+            text = exactjson.dumps(value)
             text.encode()
             return text
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{self.name} cannot be written as JSON: {error}") from error
+
+
+def _charge(charge: Any) -> Any:
+    """An element of `deduct_batch`; what is wrong with it, floats apart, is for the database to answer."""
+    if not isinstance(charge, Mapping):
+        return charge
+    return {
+        name: _object(name, value) if isinstance(value, BaseModel | Mapping) else value
+        for name, value in _object("charges", charge).items()
+    }
+
+
+def _object(name: str, value: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(value, UsageMetrics):
+        return value.to_usage()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_none=True)
+    if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
+        raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
+    return dict(value)
 
 
 class Rpc(Call[P, T]):
@@ -327,6 +370,50 @@ class Calls:
         """How far below zero an account may go (0 at first)."""
 
     @rpc
+    def sweep_expired_credits(self, dry_run: bool = False, limit: Small = 1000) -> SweepResult:
+        """Write down what has expired, of at most `limit` accounts; once more until the count is 0.
+
+        Nothing depends on it: expired credits are never spent, swept or not. A dry run counts all and writes nothing.
+        """
+
+    @rpc
+    def set_user_plan(self, user_id: str, plan_id: str | None = None) -> SetUserPlanResult:
+        """Put an account on a plan of the active version, opening it if need be; None takes the plan away."""
+
+    @rpc
+    def get_user_plan(self, user_id: str) -> GetUserPlanResult:
+        """An account's plan, at its present terms, and what is left of its allowance."""
+
+    @rpc
+    def check_feature(self, user_id: str, feature: str) -> CheckFeatureResult:
+        """A feature of an account's plan: its value, and whether that counts as having it."""
+
+    @rpc
+    def check_allowance(self, user_id: str) -> AllowanceResult:
+        """What is left of the free credits of an account's plan, and of which period."""
+
+    @rpc
+    def set_spend_cap(
+        self, user_id: str, limit: int, cap_type: str = "daily", model: str | None = None, action: str = "deny"
+    ) -> SpendCap:
+        """Bound what is debited from an account in a day or month, for all models or one, opening it if need be.
+
+        `cap_type` is daily or monthly; `action` is deny, warn or notify. A cap that is there already keeps its spend.
+        """
+
+    @rpc
+    def remove_spend_cap(self, user_id: str, cap_type: str, model: str | None = None) -> SpendCap:
+        """Take a cap away; the answer is the one that was there."""
+
+    @rpc
+    def list_spend_caps(self, user_id: str) -> list[SpendCap]:
+        """An account's caps."""
+
+    @rpc
+    def check_spend_cap(self, user_id: str, model: str | None = None, amount: int = 0) -> CapCheckResult:
+        """The cap that a charge of `amount` would exceed; zeros where there is none."""
+
+    @rpc
     def reserve(
         self,
         user_id: str,
@@ -413,6 +500,14 @@ class Calls:
         """Charge the fixed price of a job of the config."""
 
     @rpc
+    def deduct_batch(self, charges: Charges) -> list[DeductionResult]:
+        """Many charges in one call, each standing or refused by itself; the answers are in their order.
+
+        A charge is a dict of `user_id` (beside it `team_id` for a team's member), one of `metrics`, `amount` (beside
+        it `model`) and `job`, and optionally `reservation_id`, `final`, `idempotency_key` and `metadata`.
+        """
+
+    @rpc
     def refund_credits(
         self,
         transaction_id: str,
@@ -423,6 +518,95 @@ class Calls:
         user_id: str | None = None,
     ) -> RefundResult:
         """Give back a charge, or a part of it; never more in total than was charged."""
+
+    @rpc
+    def create_team(
+        self, name: str, initial_balance: int = 0, idempotency_key: str | None = None, team_id: str | None = None
+    ) -> CreateTeamResult:
+        """Open a team's pool. Without a `team_id` the id is made, from the key if there is one."""
+
+    @rpc
+    def get_team(self, team_id: str) -> Team:
+        """A team: its name, pool and number of members."""
+
+    @rpc
+    def get_team_balance(self, team_id: str) -> TeamBalanceResult:
+        """A team's pool."""
+
+    @rpc
+    def add_team_member(
+        self,
+        team_id: str,
+        user_id: str,
+        role: str = "member",
+        spend_cap: int | None = None,
+        spend_cap_period: str = "lifetime",
+    ) -> AddTeamMemberResult:
+        """Make a user a member, or change the role and cap of one; `spend_cap_period` is lifetime, daily or monthly."""
+
+    @rpc
+    def remove_team_member(self, team_id: str, user_id: str) -> AddTeamMemberResult:
+        """End a membership; its history stays, and its open holds can still be settled."""
+
+    @rpc
+    def get_team_members(self, team_id: str) -> list[TeamMember]:
+        """A team's present members."""
+
+    @rpc
+    def reserve_team(
+        self,
+        team_id: str,
+        user_id: str,
+        metrics: Usage,
+        operation_type: str = "usage",
+        metadata: Metadata | None = None,
+        min_balance: int | None = None,
+        ttl_seconds: Small = 600,
+        idempotency_key: str | None = None,
+    ) -> ReserveResult:
+        """`reserve` on a team's pool, for a member."""
+
+    @rpc
+    def reserve_team_credits(
+        self,
+        team_id: str,
+        user_id: str,
+        amount: int,
+        operation_type: str = "usage",
+        metadata: Metadata | None = None,
+        min_balance: int | None = None,
+        ttl_seconds: Small = 600,
+        idempotency_key: str | None = None,
+        model: str | None = None,
+    ) -> ReserveResult:
+        """`reserve_credits` on a team's pool, for a member."""
+
+    @rpc
+    def deduct_team(
+        self,
+        team_id: str,
+        user_id: str,
+        metrics: Usage,
+        idempotency_key: str | None = None,
+        metadata: Metadata | None = None,
+        reservation_id: str | None = None,
+        final: bool = True,
+    ) -> TeamDeductionResult:
+        """`deduct` on a team's pool, for a member, at the prices of the team's plan."""
+
+    @rpc
+    def deduct_team_credits(
+        self,
+        team_id: str,
+        user_id: str,
+        amount: int,
+        reservation_id: str | None = None,
+        idempotency_key: str | None = None,
+        metadata: Metadata | None = None,
+        model: str | None = None,
+        final: bool = True,
+    ) -> TeamDeductionResult:
+        """`deduct_credits` on a team's pool, for a member."""
 
     @rpc
     def get_transaction(self, transaction_id: str, user_id: str | None = None) -> Transaction:
@@ -443,6 +627,59 @@ class Calls:
     @rpc
     def explain_transaction(self, transaction_id: str, user_id: str | None = None) -> Explanation:
         """How a charge came about: usage, version, plan, formulas and their exact results."""
+
+    @rpc
+    def spend_by_user(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendByUserRow]:
+        """What users and members spent in [start, end), most first; None leaves an end open."""
+
+    @rpc
+    def spend_by_model(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendByModelRow]:
+        """What was spent on models in [start, end), most first."""
+
+    @rpc
+    def daily_spend(self, start: datetime | None = None, end: datetime | None = None) -> list[DailySpendRow]:
+        """What was spent on each local day in [start, end), in order."""
+
+    @rpc
+    def aggregate_stats(self, start: datetime | None = None, end: datetime | None = None) -> AggregateStatsRow:
+        """What was spent in [start, end) in all, by how many, and on what and by whom most."""
+
+    @rpc
+    def top_users(
+        self, limit: Small = 10, start: datetime | None = None, end: datetime | None = None
+    ) -> list[TopUserRow]:
+        """The users and members who spent most in [start, end)."""
+
+    @rpc
+    def rollup_usage(self) -> int:
+        """Add what is new to the sums that make statistics fast (their answers are the same without); how many."""
+
+    @rpc
+    def fetch_events(self, limit: Small = 100, lease_seconds: Small = 60) -> list[Event]:
+        """The oldest events that no other worker has; they come again after the lease unless acknowledged."""
+
+    @rpc
+    def ack_events(self, ids: Sequence[str]) -> int:
+        """Forget events that were dealt with; how many there were."""
+
+    @rpc
+    def erase_user(self, user_id: str) -> int:
+        """Empty the free texts about a user, in teams too: metadata, reasons, references, events. The rows changed.
+
+        Amounts, keys and usage stay. Only the role that installed may.
+        """
+
+    @rpc
+    def my_balance(self) -> BalanceResult:
+        """The end user's own balance, by the `sub` of `request.jwt.claims`."""
+
+    @rpc
+    def my_transactions(self, limit: Small = 50, before: int | None = None) -> list[Transaction]:
+        """The end user's own ledger entries, the last first."""
+
+    @rpc
+    def my_plan(self) -> GetUserPlanResult:
+        """The end user's own plan, and what is left of its allowance."""
 
     @rpc
     def verify_ledger(self, account_id: str | None = None) -> list[Violation]:

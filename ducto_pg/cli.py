@@ -6,26 +6,65 @@ file, JSON or YAML, or with `-` from standard input.
 """
 
 import argparse
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
 from ducto_pg import __version__, exactjson
+from ducto_pg.calls import Calls, Parameter, Rpc
+from ducto_pg.cli_tables import Told, print_answer, print_json
+from ducto_pg.client import CreditManager
 from ducto_pg.embedded import ServerError
-from ducto_pg.errors import ConfigError, DuctoError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from ducto_pg.client import CreditManager
-    from ducto_pg.models import PricingConfigData, PricingConfigResult
+from ducto_pg.errors import ConfigError, DuctoError, RefusedError
+from ducto_pg.install import check_dsn
+from ducto_pg.models import Answer, PricingConfigData, PricingConfigResult, SweepResult
 
 Command = Callable[[argparse.Namespace], int | None]
+
+# Commands that are one call each: the call, what it must be told, and what it may.
+ASKING = {
+    "balance": "get_balance user_id --at",
+    "credit add": "add_credits user_id amount --type --expires-at --reference --idempotency-key",
+    "credit remove": "remove_credits user_id amount --transaction-id --reason --idempotency-key",
+    "credit refund": "refund_credits transaction_id --amount --reason --idempotency-key",
+    "credit limit": "set_credit_limit user_id limit",
+    "credit list": "list_transactions user_id --limit --before --type --from --to",
+    "plan set": "set_user_plan user_id plan_id",
+    "plan remove": "set_user_plan user_id",
+    "plan show": "get_user_plan user_id",
+    "plan allowance": "check_allowance user_id",
+    "plan feature": "check_feature user_id feature",
+    "cap set": "set_spend_cap user_id limit --cap-type --model --action",
+    "cap remove": "remove_spend_cap user_id cap_type --model",
+    "cap list": "list_spend_caps user_id",
+    "cap check": "check_spend_cap user_id --model --amount",
+    "team create": "create_team name --team-id --initial-balance --idempotency-key",
+    "team show": "get_team team_id",
+    "team add": "add_team_member team_id user_id --role --spend-cap --spend-cap-period",
+    "team remove": "remove_team_member team_id user_id",
+    "team members": "get_team_members team_id",
+    "stats total": "aggregate_stats --start --end",
+    "stats users": "spend_by_user --start --end",
+    "stats models": "spend_by_model --start --end",
+    "stats days": "daily_spend --start --end",
+    "stats top": "top_users --limit --start --end",
+    "stats rollup": "rollup_usage",
+    "events fetch": "fetch_events --limit --lease-seconds",
+    "events ack": "ack_events ids",
+    "pricing list": "get_pricing_history",
+}
+_COLUMNS = {
+    "list_transactions": ("seq", "type", "amount", "balance_after", "cost", "model", "created_at", "transaction_id"),
+    "get_pricing_history": ("version", "active", "created_at", "label"),
+}
 
 _NOT_INSTALLED = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
 
@@ -64,7 +103,9 @@ def _describe(error: Exception) -> str:
     if isinstance(error, _NOT_INSTALLED):
         return "this database does not have ducto_pg, or an older one: run ducto-pg setup"
     text = str(error)
-    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+    if isinstance(error, RefusedError) and type(error) is not RefusedError:
+        text = f"{text}: {type(error).__doc__}"
+    elif isinstance(error, psycopg.Error) and error.diag.message_primary:
         text = "\n".join(filter(None, (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)))
     elif isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
@@ -83,12 +124,21 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--keep", action="store_true", help="leave the server up at the end, and say how to ask it")
     verify = _add(commands, "verify", _verify, dsn=True, json=True)
     verify.add_argument("--account", metavar="ID", help="only this account")
+    sweep = _add(commands, "sweep", _sweep, dsn=True, json=True)
+    sweep.add_argument("--dry-run", action="store_true", help="only count")
+    sweep.add_argument("--limit", type=int, default=1000, help="accounts in each transaction (1000)")
 
-    pricing = commands.add_parser("pricing", help="check, publish and look at prices", description="Prices.")
-    commands = pricing.add_subparsers(required=True, metavar="command")
+    groups = {"": commands}
+    for name, asked in ASKING.items():
+        group, _, own_name = name.rpartition(" ")
+        if group not in groups:
+            names = [other.split()[1] for other in ASKING if other.startswith(f"{group} ")]
+            text = "check, publish and look at prices" if group == "pricing" else ", ".join(names)
+            groups[group] = commands.add_parser(group, help=text).add_subparsers(required=True, metavar="command")
+        _add_asking(groups[group], own_name, *asked.split())
+    commands = groups["pricing"]
     _add_config(_add(commands, "validate", _validate, json=True))
     _add_publish_options(_add(commands, "publish", _publish, dsn=True, json=True))
-    _add(commands, "list", _list, dsn=True, json=True)
     activate = _add(commands, "activate", _activate, dsn=True, json=True)
     activate.add_argument("version", type=int, help="the number of a published version")
     diff = _add(commands, "diff", _diff, dsn=True, json=True)
@@ -102,9 +152,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: Any, name: str, command: Command, *, dsn: bool = False, json: bool = False
+    commands: Any, name: str, command: Command, *, dsn: bool = False, json: bool = False, doc: str | None = None
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+    doc = doc or command.__doc__ or ""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=doc.partition("\n")[0], description=doc)
     parser.set_defaults(command=command)
     if dsn:
         parser.add_argument(
@@ -115,6 +166,30 @@ def _add(
     if json:
         parser.add_argument("--json", action="store_true", help="answer in JSON, for programs")
     return parser
+
+
+def _add_asking(commands: Any, name: str, call: str, *told: str) -> None:
+    rpc: Rpc[..., Told] = getattr(Calls, call)
+    parser = _add(commands, name, _ask, dsn=True, json=True, doc=inspect.getdoc(rpc))
+    parser.set_defaults(rpc=rpc)
+    parameters = {parameter.name.rstrip("_"): parameter for parameter in rpc.parameters}
+    for argument in told:
+        parameter = parameters[argument.removeprefix("--").replace("-", "_")]
+        options: dict[str, Any] = {"type": _reader(parameter), "metavar": argument.removeprefix("--").upper()}
+        if parameter.sql_type == "text[]":
+            options["nargs"] = "+"
+        if argument.startswith("--"):
+            options |= {"dest": parameter.name, "help": f"default: {parameter.default}" if parameter.default else None}
+        parser.add_argument(argument, **options)
+
+
+def _reader(parameter: Parameter) -> Callable[[str], object]:
+    def time(text: str) -> datetime:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    readers: dict[str, Callable[[str], object]] = {"bigint": int, "integer": int, "timestamptz": time}
+    return readers.get(parameter.sql_type, str)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +230,7 @@ def _setup(arguments: argparse.Namespace) -> None:
     with _manager(arguments) as manager:
         result = manager.setup(**_install_options(arguments)).or_raise()
     if arguments.json:
-        _print_json(result)
+        print_json(result)
     else:
         tables, functions = result.tables_created, result.rpcs_created
         head = f"ducto_pg {__version__} installed: {len(tables)} tables, {len(functions)} functions"
@@ -171,11 +246,35 @@ def _sql(arguments: argparse.Namespace) -> None:
 
 def _quickstart(arguments: argparse.Namespace) -> int:
     """charge a sample of real traffic, on a server that comes and goes, and check every digit"""
-    from ducto_pg.install import check_dsn
     from ducto_pg.quickstart import run
 
     check_dsn(arguments.dsn or "", "--dsn")
     return 0 if run(dsn=arguments.dsn, trace=arguments.trace, keep=arguments.keep) else 1
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    rpc: Rpc[..., Told] = arguments.rpc
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    with _manager(arguments) as manager:
+        answer = manager.run(rpc.bind(**{name: given[name] for name in given.keys() & rpc.signature.parameters.keys()}))
+    if arguments.json:
+        print_json(answer)
+    if isinstance(answer, Answer):
+        answer.or_raise()
+    if not arguments.json:
+        print_answer(answer, _COLUMNS.get(rpc.name, ()))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    """write down which credits have expired, some accounts in each transaction, until none is left"""
+    total = SweepResult(dry_run=arguments.dry_run)
+    with _manager(arguments) as manager:
+        while (swept := manager.sweep_expired_credits(arguments.dry_run, arguments.limit)).expired_count:
+            total.expired_count += swept.expired_count
+            total.expired_amount += swept.expired_amount
+            if arguments.dry_run:
+                break
+    (print_json if arguments.json else print_answer)(total)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -185,10 +284,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         if arguments.account is not None and not violations and not manager.get_balance(arguments.account).revision:
             raise DuctoError(f"no such account: {arguments.account!r}")
     if arguments.json:
-        _print_json(violations)
+        print_json(violations)
     elif violations:
-        head = ("account", "invariant", "expected", "actual", "detail")
-        print_table(head, ((v.account_id, v.invariant, v.expected, v.actual, v.detail) for v in violations))
+        print_answer(violations)
     else:
         print("sound")
     return 1 if violations else 0
@@ -198,7 +296,7 @@ def _validate(arguments: argparse.Namespace) -> None:
     """check a pricing config without a database"""
     config = _load(arguments.config)
     if arguments.json:
-        _print_json(config)
+        print_json(config)
     else:
         print(f"{arguments.config}: sound (models: {len(config.models)}, plans: {len(config.plans or {})})")
 
@@ -209,19 +307,6 @@ def _publish(arguments: argparse.Namespace) -> None:
     with _manager(arguments) as manager:
         result = manager.publish_pricing(config, label=arguments.label, activate=arguments.activate)
     _print_version(arguments, result, "published and active" if arguments.activate else "published, not activated")
-
-
-def _list(arguments: argparse.Namespace) -> None:
-    """list the published versions, newest first"""
-    with _manager(arguments) as manager:
-        history = manager.get_pricing_history()
-    if arguments.json:
-        _print_json(history)
-    elif not history:
-        print("no version is published yet")
-    else:
-        rows = ((v.version, "active" if v.active else "", v.created_at, v.label or "") for v in history)
-        print_table(("version", "", "published", "label"), rows)
 
 
 def _activate(arguments: argparse.Namespace) -> None:
@@ -235,9 +320,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     """say what changes from one config to another"""
     from ducto_pg.pricing import diff
 
-    with _manager(arguments) as manager:
-        old, new = (_config_of(manager, name) for name in (arguments.old, arguments.new))
-    lines = diff(old, new)
+    lines = diff(_config_of(arguments, arguments.old), _config_of(arguments, arguments.new))
     if arguments.json:
         print(exactjson.dumps(lines))
     else:
@@ -246,9 +329,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     """print the config of a published version, as JSON"""
-    with _manager(arguments) as manager:
-        config = _published(manager, arguments.version)
-    print(_indented(config.model_dump(exclude_none=True)))
+    print(_indented(_published(arguments, arguments.version).model_dump(exclude_none=True)))
 
 
 def _compile(arguments: argparse.Namespace) -> None:
@@ -262,17 +343,22 @@ def _compile(arguments: argparse.Namespace) -> None:
 # Reading and writing
 
 
-def _manager(arguments: argparse.Namespace) -> "CreditManager":
-    from ducto_pg.client import CreditManager
-    from ducto_pg.install import check_dsn
+@contextmanager
+def _manager(arguments: argparse.Namespace) -> Iterator[CreditManager]:
+    """Each call is a transaction of its own; what the database remarks goes to standard error."""
+
+    def remark(notice: psycopg.errors.Diagnostic) -> None:
+        print("ducto-pg:", "; ".join(filter(None, (notice.message_primary, notice.message_hint))), file=sys.stderr)
 
     given: str | None = arguments.dsn
     dsn = os.environ.get("DATABASE_URL", "") if given is None else given
     check_dsn(dsn, "DATABASE_URL" if given is None else "--dsn")
-    return CreditManager(dsn)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.add_notice_handler(remark)
+        yield CreditManager(conn)
 
 
-def _load(file: str) -> "PricingConfigData":
+def _load(file: str) -> PricingConfigData:
     from ducto_pg.config import load
 
     try:
@@ -283,14 +369,15 @@ def _load(file: str) -> "PricingConfigData":
         raise DuctoError(f"{file}: {error}") from error
 
 
-def _config_of(manager: "CreditManager", name: str) -> "PricingConfigData":
-    return _published(manager, name) if name == "active" or name.isdecimal() else _load(name)
+def _config_of(arguments: argparse.Namespace, name: str) -> PricingConfigData:
+    return _published(arguments, name) if name == "active" or name.isdecimal() else _load(name)
 
 
-def _published(manager: "CreditManager", name: str) -> "PricingConfigData":
+def _published(arguments: argparse.Namespace, name: str) -> PricingConfigData:
     if name != "active" and not name.isdecimal():
         raise DuctoError(f"a version is a number or `active`, not {name!r}")
-    result = manager.get_active_pricing() if name == "active" else manager.get_pricing_config(_number(int(name)))
+    with _manager(arguments) as manager:
+        result = manager.get_active_pricing() if name == "active" else manager.get_pricing_config(_number(int(name)))
     if result is None:
         raise DuctoError("no pricing version is active yet")
     return result.config
@@ -302,28 +389,11 @@ def _number(version: int) -> int:
     return version
 
 
-def _print_version(arguments: argparse.Namespace, result: "PricingConfigResult", what: str) -> None:
+def _print_version(arguments: argparse.Namespace, result: PricingConfigResult, what: str) -> None:
     if arguments.json:
-        _print_json(result)
+        print_json(result)
     else:
         print(f"version {result.version} {what}")
-
-
-def _print_json(answer: "BaseModel | Sequence[BaseModel]") -> None:
-    rows = [row.model_dump() for row in answer] if isinstance(answer, Sequence) else answer.model_dump()
-    print(exactjson.dumps(rows))
-
-
-def print_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
-    """Columns for people: numbers to the right, all else to the left."""
-    table = [head, *rows]
-    widths = [max(len(str(row[column])) for row in table) for column in range(len(head))]
-    for row in table:
-        cells = (
-            f"{cell:>{width}}" if isinstance(cell, int) else f"{cell!s:<{width}}"
-            for cell, width in zip(row, widths, strict=True)
-        )
-        print("  ".join(cells).rstrip())
 
 
 def _indented(value: object, indent: str = "\n") -> str:

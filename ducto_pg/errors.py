@@ -5,6 +5,7 @@ into the exception of `REFUSALS`. *Misuse* is raised, by the database with a SQL
 itself.
 """
 
+import re
 from typing import Any, ClassVar
 
 
@@ -130,115 +131,82 @@ class ConcurrencyError(DuctoError):
 
 
 class RefusedError(DuctoError):
-    """Base of the refusals: nothing was written, and the transaction stays usable."""
+    """Base of the refusals, each named as its class is: nothing was written, and the transaction stays usable."""
+
+    def __init_subclass__(cls) -> None:
+        cls.default_code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__.removesuffix("Error")).lower()
 
 
 class InsufficientCreditsError(RefusedError):
     """Balance, allowance and credit limit do not admit the amount."""
 
-    default_code = "insufficient_credits"
-
 
 class AccountNotFoundError(RefusedError):
     """The account was never opened."""
-
-    default_code = "account_not_found"
 
 
 class IsATeamError(RefusedError):
     """A team's pool is charged by the team calls, for a member."""
 
-    default_code = "is_a_team"
-
 
 class SpendCapExceededError(RefusedError):
     """A `deny` cap of the account has no room for the amount."""
-
-    default_code = "spend_cap_exceeded"
 
 
 class ReservationNotFoundError(RefusedError):
     """No such hold on this account."""
 
-    default_code = "reservation_not_found"
-
 
 class ReservationNotActiveError(RefusedError):
     """The hold has ended or expired."""
-
-    default_code = "reservation_not_active"
 
 
 class TransactionNotFoundError(RefusedError):
     """No such ledger entry on this account."""
 
-    default_code = "transaction_not_found"
-
 
 class NotRefundableError(RefusedError):
     """Only a charge that took something can be refunded."""
-
-    default_code = "not_refundable"
 
 
 class AlreadyRefundedError(RefusedError):
     """The charge has been given back in full."""
 
-    default_code = "already_refunded"
-
 
 class RefundExceedsOriginalError(RefusedError):
     """More than is left of the charge."""
-
-    default_code = "refund_exceeds_original"
 
 
 class ExceedsGrantError(RefusedError):
     """More than is left of the grant."""
 
-    default_code = "exceeds_grant"
-
 
 class PlanNotFoundError(RefusedError):
     """No such plan in the active version."""
-
-    default_code = "plan_not_found"
 
 
 class CapNotFoundError(RefusedError):
     """No such cap on this account."""
 
-    default_code = "cap_not_found"
-
 
 class TeamExistsError(RefusedError):
     """The id is taken, by a team or a user."""
-
-    default_code = "team_exists"
 
 
 class TeamNotFoundError(RefusedError):
     """No such team."""
 
-    default_code = "team_not_found"
-
 
 class NotAMemberError(RefusedError):
     """The user is not, or no longer, a member of the team."""
-
-    default_code = "not_a_member"
 
 
 class MemberCapExceededError(RefusedError):
     """The member's spend cap has no room for the amount."""
 
-    default_code = "member_cap_exceeded"
-
 
 class IdempotencyConflictError(RefusedError):
     """The key belongs to another request."""
-
-    default_code = "idempotency_conflict"
 
 
 SQLSTATES: dict[str, type[DuctoError]] = {

@@ -217,8 +217,10 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
 
-class Row(BaseModel):
-    """Base of everything that comes back from the database."""
+class Answer(BaseModel):
+    """Base of everything that comes back from the database; where it is a refusal, `error` says why."""
+
+    error: str | None = None
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
@@ -247,12 +249,6 @@ class Row(BaseModel):
             elif isinstance(value, date) and name in cls._texts:
                 row[name] = (value.astimezone(UTC) if isinstance(value, datetime) else value).isoformat()
         return row
-
-
-class Answer(Row):
-    """Base of the answers that can be refusals: then `error` says why, and nothing was written."""
-
-    error: str | None = None
 
     def or_raise(self) -> Self:
         """This answer itself, or its refusal as the typed exception of `ducto_pg.errors`, which carries the answer."""
@@ -350,7 +346,7 @@ class RefundResult(AccountAnswer):
 
 
 class SetUserPlanResult(AccountAnswer):
-    """The plan an account is on from now; '' for none."""
+    """The plan that an account is on from now; '' for none."""
 
     user_id: str
     plan_id: str
@@ -366,7 +362,7 @@ class AllowanceResult(AccountAnswer):
 
 
 class GetUserPlanResult(AccountAnswer):
-    """An account's plan; `my_plan` fills in the allowance too."""
+    """An account's plan, at its present terms, and what is left of its allowance."""
 
     user_id: str
     plan_id: str | None = None
@@ -442,7 +438,7 @@ class AddTeamMemberResult(AccountAnswer):
     role: str = "member"
 
 
-class TeamMember(Row):
+class TeamMember(Answer):
     """A member: `spend_cap` bounds the debits of its period, `total_spent` is that of the whole life."""
 
     user_id: str = ""
@@ -590,8 +586,8 @@ class Explanation(Answer):
     parts: dict[str, Any] = Field(default_factory=dict)
 
 
-class Event(Row):
-    """Something that happened once, on an edge; delivered again until acknowledged."""
+class Event(Answer):
+    """Something that happened to an account, told once; fetched again until it is acknowledged."""
 
     event_id: str = ""
     type: str = ""
@@ -601,7 +597,7 @@ class Event(Row):
     created_at: datetime | None = None
 
 
-class Violation(Row):
+class Violation(Answer):
     """A rule of the ledger that does not hold."""
 
     account_id: str = ""
@@ -611,8 +607,8 @@ class Violation(Row):
     detail: str = ""
 
 
-class Spending(Row):
-    """What all statistics tell besides the gross credits debited: allowance used, credits refunded, exact cost."""
+class Spending(Answer):
+    """Base of the statistics: besides the gross credits debited, allowance used, credits refunded, exact cost."""
 
     allowance_used: int = 0
     refunded: int = 0

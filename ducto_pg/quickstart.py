@@ -1,7 +1,8 @@
 """`ducto-pg quickstart`: real traffic, charged at real prices, and every digit checked against the offline engine.
 
 Each request of a trace of LLM traffic holds an estimate, then settles what it used. Some requests come twice, as after
-a lost answer; some charges are refunded; some accounts run dry.
+a lost answer; some charges are refunded. Accounts are on a free plan or a paid one with prices of its own, some with a
+daily cap or with promotional credits that soon expire; some members charge their team. Whoever runs dry is refused.
 """
 
 import csv
@@ -10,12 +11,12 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import reduce
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -30,36 +31,50 @@ from ducto_pg.arithmetic import add
 from ducto_pg.client import CreditManager
 from ducto_pg.embedded import Server
 from ducto_pg.engine import PricingEngine
-from ducto_pg.errors import DuctoError, InsufficientCreditsError
-from ducto_pg.models import PricingConfigData, UsageMetrics
+from ducto_pg.errors import DuctoError
+from ducto_pg.models import (
+    DeductionResult,
+    PlanDefinition,
+    PricingConfigData,
+    ReserveResult,
+    TeamDeductionResult,
+    UsageMetrics,
+)
 
 WORKERS = 4
 REQUESTS_PER_ACCOUNT = 16
 FEWEST_ACCOUNTS = 100
-PURCHASED, PROMOTED = 1000, 25
+PURCHASED, PROMOTED, FREE, PAID = 1000, 50, 10, 50
+DAILY_CAP, MEMBER_CAP = 40, 30
+TEAMS, POOL = 4, 250
 ESTIMATED_OUTPUT = 512
+EXPECTED = ("insufficient_credits", "spend_cap_exceeded", "member_cap_exceeded")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A line of the trace, given to an account and a model."""
+    """A line of the trace, given to an account or to a team for it, and to a model."""
 
     number: int
     account: str
+    team: str | None
     usage: UsageMetrics
+
+    @property
+    def plan(self) -> str | None:
+        """By which it is priced."""
+        if self.team:
+            return "pro" if int(self.team[-1]) % 2 else None
+        return "pro" if _number(self.account) % 3 == 1 else "free"
 
 
 @dataclass
 class Tally:
-    """What came of some requests."""
+    """What came of some requests: the charged ones, their exact costs by plan, counts and credits."""
 
     charged: list[Request] = field(default_factory=list)
-    cost: Decimal = Decimal(0)
-    refusals: int = 0
-    replays: int = 0
-    refunds: int = 0
-    credits_out: int = 0
-    credits_refunded: int = 0
+    costs: defaultdict[str | None, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
+    counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
 
@@ -70,7 +85,7 @@ def run(*, dsn: str | None = None, trace: Path | None = None, keep: bool = False
     CSV file with the columns ContextTokens and GeneratedTokens (default: the one that comes with the package). Raises
     ServerError, psycopg.Error, OSError and DuctoError.
     """
-    prices = config.load(_example("prices.yaml").read_bytes())
+    prices = _prices()
     requests = _requests(trace or _example("trace.csv"), list(prices.models))
     with ExitStack() as stack:
         server = None
@@ -96,55 +111,84 @@ def _demonstrate(dsn: str, prices: PricingConfigData, requests: Sequence[Request
         setup = manager.setup().or_raise()
         version = manager.publish_pricing(prices, label="quickstart").version
         print(f"{len(setup.tables_created)} tables, {len(setup.rpcs_created)} functions", end="; ")
-        print(f"prices of {len(prices.models)} models are version {version}")
-        for number, account in enumerate(sorted({request.account for request in requests})):
-            if number % 10:
-                manager.add_credits(account, PURCHASED, "purchase", reference=f"invoice-{number}").or_raise()
-            else:
-                manager.add_credits(account, PROMOTED, "promotion").or_raise()
+        print(f"prices of {len(prices.models)} models, {len(prices.plans or {})} plans are version {version}")
+        _open_accounts(manager, conn, requests)
         started = time.monotonic_ns()
         tally = _replay_all(dsn, requests)
         milliseconds = (time.monotonic_ns() - started) // 1_000_000 or 1
         print(f"{len(requests):,} requests: {len(tally.charged) * 1000 // milliseconds:,} charges per second")
+        conn.execute("select pg_sleep_until(max(l.expires_at)) from ducto_read.lots as l")
+        while manager.sweep_expired_credits(limit=10).or_raise().expired_count:
+            pass
         return _check(conn, tally, PricingEngine(prices))
 
 
+def _open_accounts(manager: CreditManager, conn: psycopg.Connection[Any], requests: Sequence[Request]) -> None:
+    """All but those that open by themselves, on the default plan, at their first request."""
+    for team, plan in sorted({(request.team, request.plan) for request in requests if request.team}):
+        manager.create_team(team.title(), POOL, team_id=team).or_raise()
+        if plan:
+            manager.set_user_plan(team, plan).or_raise()
+    for account in sorted({request.account for request in requests}):
+        number = _number(account)
+        if number % 10:
+            manager.add_credits(account, PURCHASED, "purchase", reference=f"invoice-{number}").or_raise()
+        if number % 4 == 1:
+            soon = _value(conn, "select clock_timestamp() + interval '3 seconds'")
+            manager.add_credits(account, PROMOTED, "promotion", expires_at=soon).or_raise()
+        if number % 3 == 1:
+            manager.set_user_plan(account, "pro").or_raise()
+        if number % 5 == 2:
+            manager.set_spend_cap(account, DAILY_CAP).or_raise()
+    for team, member in sorted({(request.team, request.account) for request in requests if request.team}):
+        manager.add_team_member(team, member, spend_cap=MEMBER_CAP).or_raise()
+
+
 def _check(conn: psycopg.Connection[Any], tally: Tally, engine: PricingEngine) -> bool:
-    offline = _sum(engine.calculate(request.usage).total for request in tally.charged)
+    offline: defaultdict[str | None, Decimal] = defaultdict(Decimal)
+    for request in tally.charged:
+        offline[request.plan] = add(offline[request.plan], engine.calculate(request.usage, request.plan).total)
     usage = "from ducto_read.transactions where type = 'usage'"
+    costs = dict(conn.execute(f"select plan_id, sum(cost) {usage} group by plan_id").fetchall())
+    accounts = defaultdict(int, conn.execute("select kind, count(*) from ducto_read.accounts group by kind"))
+    credits = defaultdict(int, conn.execute("select type, sum(amount) from ducto_read.transactions group by type"))
+    left = _value(conn, "select coalesce(sum(balance), 0) from ducto_read.accounts")
+    carried = _value(conn, "select coalesce(sum(carry), 0) from ducto_read.accounts")
     charges = _value(conn, f"select count(*) {usage}")
-    cost = _value(conn, f"select coalesce(sum(cost), 0) {usage}")
-    granted = _value(conn, "select sum(amount) from ducto_read.transactions where type not in ('usage', 'refund')")
-    left = _value(conn, "select sum(balance) from ducto_read.accounts")
-    carried = _value(conn, "select sum(carry) from ducto_read.accounts")
+    allowance = _value(conn, f"select coalesce(sum(allowance_used), 0) {usage}")
     violations = CreditManager(conn).verify_ledger()
+    counts = tally.counts
     table = {
-        "accounts": f"{_value(conn, 'select count(*) from ducto_read.accounts'):,}",
+        "accounts": f"{accounts['user']:,}",
+        "teams": f"{accounts['team']:,}",
         "charges": f"{charges:,}",
-        "refusals (insufficient_credits)": f"{tally.refusals:,}",
-        "replays": f"{tally.replays:,}",
-        "refunds": f"{tally.refunds:,}",
-        "credits in": f"{granted:,}",
-        "credits out": f"{tally.credits_out:,}",
-        "credits refunded": f"{tally.credits_refunded:,}",
+        "charges for a team": f"{sum(bool(request.team) for request in tally.charged):,}",
+        **{f"refusals ({refusal})": f"{counts[refusal]:,}" for refusal in EXPECTED},
+        **{name: f"{counts[name]:,}" for name in ("replays", "refunds")},
+        **{f"credits: {kind}": f"{amount:+,}" for kind, amount in sorted(credits.items())},
         "credits left": f"{left:,}",
+        "credits paid by allowances": f"{allowance:,}",
         "fractions of a credit carried": f"{carried:,f}",
-        "exact cost in the ledger": f"{cost:,f}",
-        "exact cost by the offline engine": f"{offline:,f}",
-        "verify_ledger": f"{len(violations)} violations" if violations else "sound",
     }
+    for plan, cost in sorted(costs.items(), key=str):
+        table[f"exact cost in the ledger, {plan or 'no'} plan"] = f"{cost:,f}"
+        table[f"exact cost by the offline engine, {plan or 'no'} plan"] = f"{offline[plan]:,f}"
+    table["verify_ledger"] = f"{len(violations)} violations" if violations else "sound"
     names, values = (max(map(len, column)) for column in (table, table.values()))
     print("\n".join(f"  {name:<{names}}  {value:>{values}}" for name, value in table.items()))
 
     problems = tally.problems + [f"{v.account_id}: {v.invariant}: {v.detail}" for v in violations]
     if charges != len(tally.charged):
         problems.append(f"{len(tally.charged)} charges were acknowledged, {charges} are in the ledger")
-    if not str(cost) == str(tally.cost) == str(offline):
-        problems.append(f"exact costs: {cost} in the ledger, {tally.cost} answered, {offline} by the offline engine")
-    if granted - tally.credits_out + tally.credits_refunded != left:
-        problems.append("credits in, less out, plus refunded are not what is left")
-    if tally.credits_out + carried != cost:
-        problems.append("credits out and the fractions carried are not the exact cost")
+    for plan in costs.keys() | offline.keys() | tally.costs.keys():
+        three = [str(some.get(plan, 0)) for some in (costs, tally.costs, offline)]
+        if len(set(three)) > 1:
+            said = "{} in the ledger, {} answered, {} by the offline engine".format(*three)
+            problems.append(f"exact costs, {plan or 'no'} plan: {said}")
+    if sum(credits.values()) != left or -credits["usage"] != counts["out"] or credits["refund"] != counts["refunded"]:
+        problems.append("the ledger's credits, those answered, and what is left do not agree")
+    if counts["out"] + allowance + carried != sum(costs.values()):
+        problems.append("credits out, allowances and the fractions carried are not the exact cost")
     for problem in problems:
         print(f"ducto-pg: {problem}", file=sys.stderr)
     return not problems
@@ -152,6 +196,21 @@ def _check(conn: psycopg.Connection[Any], tally: Tally, engine: PricingEngine) -
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The requests
+
+
+def _prices() -> PricingConfigData:
+    """The example's, with a plan for whoever comes and one to buy."""
+    prices = config.load(_example("prices.yaml").read_bytes())
+    rebates = {model: f"({formula}) * 0.9" for model, formula in prices.models.items() if model.startswith("claude-")}
+    plans = {
+        "free": PlanDefinition(id="free", name="Free", free_allowance=FREE),
+        "pro": PlanDefinition(id="pro", name="Pro", free_allowance=PAID, rate_overrides=rebates),
+    }
+    return prices.model_copy(update={"plans": plans, "default_plan": "free"})
+
+
+def _number(account: str) -> int:
+    return int(account.removeprefix("user-"))
 
 
 def _requests(trace: Path | Traversable, models: Sequence[str]) -> list[Request]:
@@ -171,7 +230,8 @@ def _requests(trace: Path | Traversable, models: Sequence[str]) -> list[Request]
             message = f"{trace}: line {number + 2} has no whole numbers under ContextTokens and GeneratedTokens"
             raise DuctoError(message) from None
         account = min(dice.randrange(accounts), dice.randrange(accounts))
-        requests.append(Request(number, f"user-{account:04}", usage))
+        team = f"team-{account // 6 % TEAMS}" if account % 6 == 3 and number % 2 else None
+        requests.append(Request(number, f"user-{account:04}", team, usage))
     if not requests:
         raise DuctoError(f"{trace}: no requests")
     return requests
@@ -181,7 +241,7 @@ def _replay_all(dsn: str, requests: Sequence[Request]) -> Tally:
     """All requests, by several sessions at once; those of one account in their order."""
     shares: list[list[Request]] = [[] for _ in range(WORKERS)]
     for request in requests:
-        shares[int(request.account.removeprefix("user-")) % WORKERS].append(request)
+        shares[_number(request.account) % WORKERS].append(request)
     progress = _progress(len(requests))
     stop = Event()
 
@@ -204,40 +264,47 @@ def _replay_all(dsn: str, requests: Sequence[Request]) -> Tally:
             tallies = list(pool.map(work, shares))
         finally:
             stop.set()
-    return Tally(
-        charged=[request for tally in tallies for request in tally.charged],
-        cost=_sum(tally.cost for tally in tallies),
-        refusals=sum(tally.refusals for tally in tallies),
-        replays=sum(tally.replays for tally in tallies),
-        refunds=sum(tally.refunds for tally in tallies),
-        credits_out=sum(tally.credits_out for tally in tallies),
-        credits_refunded=sum(tally.credits_refunded for tally in tallies),
-        problems=[problem for tally in tallies for problem in tally.problems],
-    )
+    total = Tally()
+    for tally in tallies:
+        total.charged += tally.charged
+        total.problems += tally.problems
+        total.counts += tally.counts
+        for plan, cost in tally.costs.items():
+            total.costs[plan] = add(total.costs[plan], cost)
+    return total
 
 
 def _replay(manager: CreditManager, request: Request, tally: Tally) -> None:
     key = f"request-{request.number}"
     estimate = request.usage.model_copy(update={"output_tokens": ESTIMATED_OUTPUT})
-    try:
-        hold = manager.reserve(request.account, estimate, idempotency_key=key).or_raise()
-    except InsufficientCreditsError:
-        tally.refusals += 1
+
+    def reserve() -> ReserveResult:
+        if request.team:
+            return manager.reserve_team(request.team, request.account, estimate, idempotency_key=key)
+        return manager.reserve(request.account, estimate, idempotency_key=key)
+
+    def deduct(hold: str) -> DeductionResult | TeamDeductionResult:
+        if request.team:
+            return manager.deduct_team(request.team, request.account, request.usage, key, reservation_id=hold)
+        return manager.deduct(request.account, request.usage, key, reservation_id=hold)
+
+    hold = reserve()
+    if hold.error in EXPECTED:
+        tally.counts[hold.error] += 1
         return
-    charge = manager.deduct(request.account, request.usage, key, reservation_id=hold.reservation_id).or_raise()
+    charge = deduct(hold.or_raise().reservation_id).or_raise()
     tally.charged.append(request)
-    tally.cost = add(tally.cost, charge.cost)
-    tally.credits_out -= charge.amount
+    tally.costs[request.plan] = add(tally.costs[request.plan], charge.cost)
+    tally.counts["out"] -= charge.amount
     if request.number % 10 == 1:
-        again = manager.reserve(request.account, estimate, idempotency_key=key)
-        charge_again = manager.deduct(request.account, request.usage, key, reservation_id=hold.reservation_id)
-        tally.replays += 2
-        if (again.reservation_id, charge_again.transaction_id) != (hold.reservation_id, charge.transaction_id):
+        tally.counts["replays"] += 2
+        again = (reserve().reservation_id, deduct(hold.reservation_id).transaction_id)
+        if again != (hold.reservation_id, charge.transaction_id):
             tally.problems.append(f"{key} repeated is not answered alike")
-    if request.number % 50 == 2 and charge.amount:
+    if request.number % 50 == 2 and (charge.amount or charge.allowance_used):
         refund = manager.refund_credits(charge.transaction_id, idempotency_key=f"{key}-refund").or_raise()
-        tally.refunds += 1
-        tally.credits_refunded += refund.amount
+        tally.counts["refunds"] += 1
+        tally.counts["refunded"] += refund.amount
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -277,10 +344,6 @@ def _say_how_to_ask(server: Server, dsn: str) -> None:
 def _value(conn: psycopg.Connection[Any], query: str) -> Any:
     row = conn.execute(query).fetchone()
     return row[0] if row else None
-
-
-def _sum(costs: Iterable[Decimal]) -> Decimal:
-    return reduce(add, costs, Decimal(0))
 
 
 def _progress(total: int) -> Callable[[], None]:

@@ -147,7 +147,7 @@ begin
       order by 1
     loop
       raise notice 'plan % is not in version %: accounts on it keep its terms of version %', v_plan, p_version, v_from
-        using hint = 'Nobody can be put on it any more; move them with ducto.set_user_plan().';
+        using hint = 'Nobody can be put on it any more; move them with set_user_plan.';
     end loop;
   end if;
 end

@@ -58,7 +58,8 @@ declare
   v_lots ducto_private.due_lot[] := array(
     select d
     from ducto_private.due_lots(p_account.account_id, p_now) as d
-    where d.expired > 0);
+    where d.expired > 0
+    order by d.expires_at, d.lot_id);
   v_lot ducto_private.due_lot;
   v_id uuid;
 begin
@@ -163,14 +164,27 @@ begin
 end
 $$;
 
--- Gives a refund's credits back to the lots from which its charge took them, the last one first: p_amount of them,
--- p_given having gone back before. What belongs to lots that are due by now becomes a lot of 720 hours.
+-- Gives a refund's credits back to the lots from which its charge took them, the last one first: in all refunds p_upto, now
+-- at most p_left. What belongs to lots that are due by now becomes a lot of 720 hours.
 create or replace function ducto_private.restore_lots(
-  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_charge_id uuid, p_given bigint, p_amount bigint)
+  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
 returns ducto_private.accounts
 language plpgsql volatile
 as $$
 declare
+  v_before numeric := (
+    select coalesce(sum(coalesce(e.amount, 0) + coalesce(n.amount, 0)), 0)
+    from ducto_private.transaction_details as d
+    left join lateral (
+      select sum(e.amount) as amount
+      from ducto_private.lot_entries as e
+      where e.transaction_id = d.transaction_id and e.account_id = d.account_id) as e on true
+    left join lateral (
+      select sum(l.amount) as amount
+      from ducto_private.credit_lots as l
+      where l.transaction_id = d.transaction_id and l.account_id = d.account_id) as n on true
+    where d.account_id = p_account.account_id and d.refers_to = p_charge_id);
+  v_upto numeric := least(p_upto, v_before + p_left);
   v_due bigint;
 begin
   with taken as (
@@ -180,9 +194,9 @@ begin
     where e.transaction_id = p_charge_id and e.account_id = p_account.account_id
   ), given as (
     select t.lot_id, t.expires_at > p_now as open,
-      (least(t.upto, p_given::numeric + p_amount) - greatest(t.upto - t.amount, p_given))::bigint as amount
+      (least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before))::bigint as amount
     from taken as t
-    where t.upto > p_given and t.upto - t.amount < p_given::numeric + p_amount
+    where v_upto > v_before and t.upto > v_before and t.upto - t.amount < v_upto
   ), changed as (
     update ducto_private.credit_lots as l
     set remainder = l.remainder + g.amount
@@ -210,45 +224,54 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_dry_run boolean := coalesce(p_dry_run, false);
   v_limit integer := coalesce(p_limit, 1000);
   v_now timestamptz := ducto_private.clock();
   v_account_id text;
   v_account ducto_private.accounts;
-  v_due record;
+  v_lots bigint;
+  v_due numeric;
   v_count bigint := 0;
   v_amount numeric := 0;
 begin
   perform ducto_private.check_amount(v_limit, 1, 'p_limit');
+  if p_dry_run then
+    select count(*), coalesce(sum(d.expired), 0)
+    into v_count, v_amount
+    from (
+      select distinct l.account_id
+      from ducto_private.credit_lots as l
+      where l.remainder > 0 and l.expires_at <= v_now
+    ) as a
+    cross join lateral ducto_private.due_lots(a.account_id, v_now) as d
+    where d.expired > 0;
+    return row(v_count, v_amount, true, null)::ducto.sweep_result;
+  end if;
   for v_account_id in
-    select distinct l.account_id
+    select l.account_id
     from ducto_private.credit_lots as l
     where l.remainder > 0 and l.expires_at <= v_now
-    order by l.account_id
+    order by l.expires_at
   loop
-    if not v_dry_run then
-      select a.*
-      into v_account
-      from ducto_private.accounts as a
-      where a.account_id = v_account_id
-      for no key update skip locked;
-      continue when not found;
-      v_now := greatest(ducto_private.clock(), v_account.changed_at);
-    end if;
-    select count(*) as lots, sum(d.expired) as amount
-    into v_due
+    select a.*
+    into v_account
+    from ducto_private.accounts as a
+    where a.account_id = v_account_id
+    for no key update skip locked;
+    continue when not found;
+    v_now := greatest(ducto_private.clock(), v_account.changed_at);
+    select count(*), sum(d.expired)
+    into v_lots, v_due
     from ducto_private.due_lots(v_account_id, v_now) as d
     where d.expired > 0;
-    continue when v_due.lots = 0;
-    if not v_dry_run then
-      perform ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
-      v_limit := v_limit - 1;
-    end if;
-    v_count := v_count + v_due.lots;
-    v_amount := v_amount + v_due.amount;
+    -- None where all is kept for holds, or an earlier lot of the account brought us here before.
+    continue when v_lots = 0;
+    perform ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+    v_count := v_count + v_lots;
+    v_amount := v_amount + v_due;
+    v_limit := v_limit - 1;
     exit when v_limit = 0;
   end loop;
-  return row(v_count, v_amount, v_dry_run, null)::ducto.sweep_result;
+  return row(v_count, v_amount, false, null)::ducto.sweep_result;
 end
 $$;
 comment on function ducto.sweep_expired_credits is

@@ -442,6 +442,9 @@ begin
     perform ducto_private.invalid('amount must be at least 0 and within bigint', 'Amounts are whole credits.');
   end if;
   perform ducto_private.check_text(p_charge ->> 'user_id', 'user_id');
+  if p_charge ->> 'job' is not null then
+    perform ducto_private.check_text(p_charge ->> 'job', 'job');
+  end if;
 end
 $$;
 
@@ -451,6 +454,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
+  v_ids text[];
   v_charge jsonb;
   v_account_id text;
   v_member text;
@@ -467,18 +471,27 @@ begin
       'Charge them in several calls.');
   end if;
   perform ducto_private.quote(null, null, null, null, false);
-  -- All accounts are locked before any is changed, always in the same order.
-  perform
-  from ducto_private.accounts as a
-  where a.account_id in (
+  -- All accounts are locked before any is changed, always in the same order; those not yet open by their name.
+  v_ids := array(
     select coalesce(c.value ->> 'team_id', c.value ->> 'user_id')
     from jsonb_array_elements(p_charges) as c (value)
-    where jsonb_typeof(c.value) = 'object')
+    where jsonb_typeof(c.value) = 'object');
+  perform
+  from ducto_private.accounts as a
+  where a.account_id = any (v_ids)
   order by a.account_id
   for no key update;
+  perform pg_advisory_xact_lock(n.name)
+  from (
+    select distinct hashtextextended(i.id, 7235512) as name
+    from unnest(v_ids) as i (id)
+    where i.id is not null and not exists (select from ducto_private.accounts as a where a.account_id = i.id)
+    order by name
+  ) as n;
   for v_charge in
     select c.value from jsonb_array_elements(p_charges) with ordinality as c (value, place) order by c.place
   loop
+    v_account_id := null;
     begin
       perform ducto_private.check_element(v_charge);
       v_member := case when v_charge ->> 'team_id' is not null then v_charge ->> 'user_id' end;
@@ -624,10 +637,9 @@ begin
     from ducto_private.lot_entries as e
     where e.transaction_id = v_charge.transaction_id and e.account_id = v_account.account_id);
   if v_from_lots > 0 then
-    v_given := v_given + v_charge.amount + v_from_lots;
     v_left := v_to_balance - greatest(0, ducto_private.kept(v_account, v_now) - v_account.balance::numeric);
-    v_account := ducto_private.restore_lots(v_account, v_now, v_id, v_charge.transaction_id, greatest(0, v_given),
-      greatest(0, least(v_left, v_to_balance + least(0, v_given)))::bigint);
+    v_account := ducto_private.restore_lots(v_account, v_now, v_id, v_charge.transaction_id,
+      v_given + v_to_balance + v_charge.amount + v_from_lots, v_left);
   end if;
   if (v_account.caps > 0 or v_charge.actor_id is not null) and v_to_balance > 0 then
     v_zone := (ducto_private.quote(null, null, null, null, false)).timezone;

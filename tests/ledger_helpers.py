@@ -1,8 +1,8 @@
 """The words in which the ledger's tests are written: given some calls, a call, and what it answers.
 
 A sentence runs in a transaction that is rolled back, so that many share one database. In arguments and answers `@hold`,
-`@charge`, `@grant` and `@refund` stand for the id that was answered last of that kind, `@hold1`, `@hold2`, … for the
-first, the second, ….
+`@charge`, `@grant`, `@refund` and `@team` stand for the id that was answered last of that kind, `@hold1`, `@hold2`, …
+for the first, the second, ….
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +38,97 @@ PRICES: dict[str, Any] = {
     "min_balance": 5,
 }
 
-_KINDS = {"reservation_id": "hold", "refund_transaction_id": "refund"}
+# Windows of a cap of 10, by zone: a moment in UTC, the kind of the cap, the room left in its window, and what is spent
+# then.
+WINDOWS: dict[str, list[tuple[str, str, int, int]]] = {
+    "UTC": [
+        ("2026-01-31T23:59:59.999999", "daily", 10, 10),
+        ("2026-02-01T00:00", "daily", 10, 4),
+        ("2026-02-01T23:59:59", "daily", 6, 6),
+        ("2027-02-28T23:00", "monthly", 10, 6),
+        ("2027-02-28T23:59:59.999999", "monthly", 4, 4),
+        ("2027-03-01T00:00", "monthly", 10, 1),
+        ("2028-02-28T23:59:59.999999", "daily", 10, 10),
+        ("2028-02-29T00:00", "daily", 10, 6),
+        ("2028-02-29T00:00", "monthly", 10, 6),
+        ("2028-02-29T23:59:59.999999", "daily", 4, 4),
+        ("2028-02-29T23:59:59.999999", "monthly", 4, 4),
+        ("2028-03-01T00:00", "daily", 10, 10),
+        ("2028-03-01T00:00", "monthly", 10, 10),
+        ("2028-12-31T23:59:59", "monthly", 10, 10),
+        ("2029-01-01T00:00", "monthly", 10, 10),
+    ],
+    # Days of 23 and of 25 hours.
+    "Europe/Berlin": [
+        ("2026-03-28T22:59:59", "daily", 10, 10),
+        ("2026-03-28T23:00", "daily", 10, 6),
+        ("2026-03-29T21:59:59", "daily", 4, 4),
+        ("2026-03-29T22:00", "daily", 10, 10),
+        ("2026-03-31T21:59:59", "monthly", 10, 10),
+        ("2026-03-31T22:00", "monthly", 10, 10),
+        ("2026-10-24T21:59:59", "daily", 10, 10),
+        ("2026-10-24T22:00", "daily", 10, 6),
+        ("2026-10-25T22:59:59", "daily", 4, 4),
+        ("2026-10-25T23:00", "daily", 10, 10),
+        ("2026-10-31T22:59:59", "monthly", 10, 10),
+        ("2026-10-31T23:00", "monthly", 10, 10),
+    ],
+    # A day that begins at one o'clock, and one whose first hour comes twice.
+    "America/Havana": [
+        ("2026-03-08T04:59:59", "daily", 10, 10),
+        ("2026-03-08T05:00", "daily", 10, 6),
+        ("2026-03-09T03:59:59", "daily", 4, 4),
+        ("2026-03-09T04:00", "daily", 10, 10),
+        ("2026-11-01T03:59:59", "daily", 10, 10),
+        ("2026-11-01T03:59:59", "monthly", 10, 10),
+        ("2026-11-01T04:00", "daily", 10, 3),
+        ("2026-11-01T04:00", "monthly", 10, 3),
+        ("2026-11-01T04:59:59.999999", "monthly", 7, 1),
+        ("2026-11-01T05:00", "daily", 7, 4),
+        ("2026-11-01T05:30", "monthly", 6, 4),
+        ("2026-11-02T04:59:59", "daily", 3, 3),
+        ("2026-11-02T05:00", "daily", 10, 10),
+        ("2026-12-01T04:59:59", "monthly", 2, 2),
+        ("2026-12-01T05:00", "monthly", 10, 10),
+    ],
+    # The first hour of a month that never came.
+    "Asia/Damascus": [
+        ("2005-03-31T21:59:59", "daily", 10, 10),
+        ("2005-03-31T21:59:59", "monthly", 10, 10),
+        ("2005-03-31T22:00", "daily", 10, 4),
+        ("2005-03-31T22:00", "monthly", 10, 10),
+        ("2005-04-01T20:59:59", "daily", 6, 6),
+        ("2005-04-01T21:00", "daily", 10, 10),
+    ],
+    # One minute after midnight the clock went back to the day, and the month, before.
+    "America/St_Johns": [
+        ("2009-11-01T02:29:59", "daily", 10, 6),
+        ("2009-11-01T02:29:59", "monthly", 10, 6),
+        ("2009-11-01T02:30", "daily", 10, 7),
+        ("2009-11-01T02:30:59", "monthly", 10, 7),
+        ("2009-11-01T02:31", "daily", 4, 1),
+        ("2009-11-01T03:29:59", "daily", 3, 3),
+        ("2009-11-01T03:29:59", "monthly", 4, 4),
+        ("2009-11-01T03:30", "daily", 3, 3),
+        ("2009-11-01T03:30", "monthly", 3, 2),
+        ("2009-11-02T03:30", "daily", 10, 10),
+        ("2009-12-01T03:29:59", "monthly", 1, 1),
+        ("2009-12-01T03:30", "monthly", 10, 10),
+    ],
+    # A day that never came.
+    "Pacific/Apia": [
+        ("2011-12-30T09:59:59", "daily", 10, 10),
+        ("2011-12-30T09:59:59", "monthly", 10, 6),
+        ("2011-12-30T10:00", "daily", 10, 10),
+        ("2011-12-31T09:59:59", "daily", 0, 0),
+        ("2011-12-31T09:59:59", "monthly", 4, 4),
+        ("2011-12-31T10:00", "daily", 10, 10),
+        ("2011-12-31T10:00", "monthly", 10, 10),
+    ],
+}
+
+_KINDS = {"reservation_id": "hold", "refund_transaction_id": "refund", "team_id": "team"}
+_AMOUNTS = ("amount", "cost", "charged", "limit", "allowance_used", "allowance_restored", "allowance_lapsed")
 _TABLES = """
 select string_agg(
   format('select %L, (select md5(string_agg(r::text, chr(10) order by r::text)) from %s as r)',
@@ -96,8 +186,9 @@ class Ledger:
         query = f"select a.* from ducto.{call.name}({', '.join(['%s'] * len(call.positional) + names)}) as a"
         with self.conn.cursor(row_factory=dict_row) as cursor:
             rows = cursor.execute(query.encode(), values).fetchall()
-        if len(rows) == 1 and not call.name.startswith(("get_", "list_", "explain_")):
-            self.remember(call, rows[0])
+        if call.name == "deduct_batch" or (len(rows) == 1 and not call.name.startswith(("get_", "list_", "explain_"))):
+            for row in rows:
+                self.remember(call, row)
         return rows
 
     def one(self, call: Call) -> Row:
@@ -106,7 +197,8 @@ class Ledger:
         return row
 
     def remember(self, call: Call, row: Row) -> None:
-        for name in ("refund_transaction_id", "reservation_id", "transaction_id"):
+        names = ["refund_transaction_id", "reservation_id", "transaction_id"]
+        for name in [*names, "team_id"] if call.name == "create_team" else names:
             if row.get(name):
                 kind = _KINDS.get(name, "charge" if "allowance_used" in row else "grant")
                 ids = self.ids.setdefault(kind, [])
@@ -116,7 +208,11 @@ class Ledger:
             self.first_answers.setdefault(repr(call), row)
 
     def named(self, value: Any) -> Any:
-        """What a name like `@hold` stands for."""
+        """What a name like `@hold` stands for, also inside lists and objects."""
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        if isinstance(value, dict):
+            return {name: self.named(item) for name, item in value.items()}
         if not isinstance(value, str) or not value.startswith("@"):
             return value
         kind = value[1:].rstrip("0123456789")
@@ -126,7 +222,7 @@ class Ledger:
         """A value as untyped text, so that the database reads it as the argument's type."""
         if value is None or isinstance(value, str):
             return self.named(value)
-        return exactjson.dumps(value) if isinstance(value, (dict, list)) else str(value)
+        return exactjson.dumps(self.named(value)) if isinstance(value, (dict, list)) else str(value)
 
     def sql(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a statement, if it has any."""
@@ -142,6 +238,11 @@ class Ledger:
         """Publish and activate the usual prices with changes; a change to None leaves a section out."""
         config = {name: value for name, value in (PRICES | changes).items() if value is not None}
         CreditManager(self.conn).publish_pricing(config)
+
+    def events(self, *types: str) -> list[tuple[str, Row]]:
+        """Type and payload of what is in the outbox, oldest first; only of these types if any are named."""
+        rows = self.sql("select type, payload from ducto_private.events order by created_at, type, payload")
+        return [(name, payload) for name, payload in rows if name in types or not types]
 
     def violations(self) -> list[Row]:
         """What `verify_ledger` finds."""
@@ -182,14 +283,20 @@ def later(**step: int) -> Step:
     return lambda ledger: ledger.clock.advance(timedelta(**step))
 
 
-def team(name: str) -> Step:
-    """There is a team with 100 credits."""
+def team(name: str, *members: str) -> Step:
+    """There is a team with 100 credits and these members."""
 
     def step(ledger: Ledger) -> None:
-        ask.add_credits(name, 100)(ledger)
-        ledger.sql("update ducto_private.accounts set kind = 'team', plain = false where account_id = %s", name)
+        ask.create_team(f"The {name}", 100, team_id=name)(ledger)
+        for member in members:
+            ask.add_team_member(name, member)(ledger)
 
     return step
+
+
+def but(check: Check, call: Call) -> Step:
+    """A call was made in between that did not simply succeed."""
+    return lambda ledger: check(ledger, call)
 
 
 def gives(**fields: Any) -> Check:
@@ -212,6 +319,18 @@ def lists(*rows: Row) -> Check:
         assert len(found) == len(rows), found
         for row, fields in zip(found, rows, strict=True):
             _assert_shows(ledger, row, fields)
+        assert ledger.tables() == before
+
+    return check
+
+
+def lists_in_any_order(*rows: Row) -> Check:
+    """It answers these rows, all with the same fields, in some order, and writes nothing."""
+
+    def check(ledger: Ledger, call: Call) -> None:
+        before = ledger.tables()
+        found = [{name: row[name] for name in (rows or [{}])[0]} for row in ledger.run(call)]
+        assert sorted(found, key=repr) == sorted((ledger.named(dict(row)) for row in rows), key=repr)
         assert ledger.tables() == before
 
     return check
@@ -246,16 +365,16 @@ def refuses(error: str, **fields: Any) -> Check:
         assert ledger.tables() == before
         _assert_shows(ledger, row, fields)
         for name, value in row.items():
-            if name.endswith(("_id", "expires_at")):
+            if name.endswith(("_id", "expires_at")) or (isinstance(value, str) and name != "error"):
                 assert value is None, name
-            elif name in ("amount", "cost", "charged", "allowance_used", "allowance_restored", "allowance_lapsed"):
+            elif name in _AMOUNTS:
                 assert value == 0, name
         assert row.get("idempotent", False) is False
         assert not row.get("warnings")
         user = call.named.get("user_id") or call.positional[0]
         if "user_id" in call.named or not call.name.startswith(("extend_", "release_", "refund_", "get_")):
             balance = ledger.one(ask.get_balance(user))
-            for name in {"balance", "new_balance", "balance_after"} & row.keys():
+            for name in {"balance", "new_balance", "balance_after", "team_balance_after"} & row.keys():
                 assert fields.get(name, balance["balance"]) == row[name]
             if "reserved_total" in row:
                 assert fields.get("reserved_total", balance["reserved"]) == row["reserved_total"]
@@ -283,6 +402,13 @@ def raises(sqlstate: str, *words: str, hint: bool = True) -> Check:
 def _assert_shows(ledger: Ledger, row: Row, fields: Row) -> None:
     expected = {name: ledger.named(value) for name, value in fields.items()}
     assert {name: row[name] for name in fields} == expected, row
+
+
+def table(*sentences: Sentence) -> pytest.MarkDecorator:
+    """The sentences that a test tells, one after the other."""
+    return pytest.mark.parametrize(
+        ("given", "call", "check"), [row[1:] for row in sentences], ids=[row[0] for row in sentences]
+    )
 
 
 def tell(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,83 @@ Connect = Callable[..., Connection]
 
 # Every RPC: volatility, name, arguments with types and defaults, answer.
 RPCS = """
+volatile ack_events(p_ids text[]) -> bigint
 volatile activate_pricing(p_version integer) -> pricing_config_result
 volatile add_credits(p_user_id text, p_amount bigint, p_type text = 'adjustment', p_metadata jsonb = null, \
 p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, \
 p_paid_currency text = null, p_reference text = null) -> add_credits_result
+volatile add_team_member(p_team_id text, p_user_id text, p_role text = 'member', p_spend_cap bigint = null, \
+p_spend_cap_period text = 'lifetime') -> add_team_member_result
+stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null) -> aggregate_stats_row
 stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null) -> cost_breakdown
+stable check_allowance(p_user_id text) -> allowance_result
+stable check_feature(p_user_id text, p_feature text) -> check_feature_result
+stable check_spend_cap(p_user_id text, p_model text = null, p_amount bigint = 0) -> cap_check_result
+volatile create_team(p_name text, p_initial_balance bigint = 0, p_idempotency_key text = null, \
+p_team_id text = null) -> create_team_result
+stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> setof daily_spend_row
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
 p_reservation_id text = null, p_final boolean = true) -> deduction_result
+volatile deduct_batch(p_charges jsonb) -> setof deduction_result
 volatile deduct_credits(p_user_id text, p_amount bigint, p_reservation_id text = null, p_idempotency_key text = null, \
 p_metadata jsonb = null, p_model text = null, p_final boolean = true) -> deduction_result
-volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, p_metadata jsonb = null) \
--> deduction_result
+volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, \
+p_metadata jsonb = null) -> deduction_result
+volatile deduct_team(p_team_id text, p_user_id text, p_metrics jsonb, p_idempotency_key text = null, \
+p_metadata jsonb = null, p_reservation_id text = null, p_final boolean = true) -> team_deduction_result
+volatile deduct_team_credits(p_team_id text, p_user_id text, p_amount bigint, p_reservation_id text = null, \
+p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, \
+p_final boolean = true) -> team_deduction_result
+volatile erase_user(p_user_id text) -> bigint
 stable explain_transaction(p_transaction_id text, p_user_id text = null) -> explanation
 volatile extend_reservation(p_reservation_id text, p_add_amount bigint = 0, p_ttl_seconds integer = null, \
 p_user_id text = null, p_idempotency_key text = null) -> reserve_result
+volatile fetch_events(p_limit integer = 100, p_lease_seconds integer = 60) -> setof event
 stable get_active_pricing() -> pricing_config_result
 stable get_balance(p_user_id text, p_at timestamptz = null) -> balance_result
 stable get_pricing_config(p_version integer) -> pricing_config_result
 stable get_pricing_history() -> setof pricing_config_history_item
 stable get_reservation(p_reservation_id text, p_user_id text = null) -> reservation
+stable get_team(p_team_id text) -> team
+stable get_team_balance(p_team_id text) -> team_balance_result
+stable get_team_members(p_team_id text) -> setof team_member
 stable get_transaction(p_transaction_id text, p_user_id text = null) -> transaction
-stable list_reservations(p_user_id text, p_active boolean = true, p_limit integer = 50, p_before timestamptz = null) \
--> setof reservation
+stable get_user_plan(p_user_id text) -> get_user_plan_result
+stable list_reservations(p_user_id text, p_active boolean = true, p_limit integer = 50, \
+p_before timestamptz = null) -> setof reservation
+stable list_spend_caps(p_user_id text) -> setof spend_cap
 stable list_transactions(p_user_id text, p_limit integer = 50, p_before bigint = null, p_type text = null, \
 p_from timestamptz = null, p_to timestamptz = null) -> setof transaction
+stable my_balance() -> balance_result
+stable my_plan() -> get_user_plan_result
+stable my_transactions(p_limit integer = 50, p_before bigint = null) -> setof transaction
 volatile refund_credits(p_transaction_id text, p_amount bigint = null, p_reason text = null, p_metadata jsonb = null, \
 p_idempotency_key text = null, p_user_id text = null) -> refund_result
 volatile release_reservation(p_reservation_id text, p_user_id text = null) -> reserve_result
 volatile remove_credits(p_user_id text, p_amount bigint, p_reason text = null, p_transaction_id text = null, \
 p_metadata jsonb = null, p_idempotency_key text = null) -> add_credits_result
+volatile remove_spend_cap(p_user_id text, p_cap_type text, p_model text = null) -> spend_cap
+volatile remove_team_member(p_team_id text, p_user_id text) -> add_team_member_result
 volatile reserve(p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata jsonb = null, \
 p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null) -> reserve_result
 volatile reserve_credits(p_user_id text, p_amount bigint, p_operation_type text = 'usage', p_metadata jsonb = null, \
-p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_model text = null) \
--> reserve_result
+p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, \
+p_model text = null) -> reserve_result
+volatile reserve_team(p_team_id text, p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', \
+p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, \
+p_idempotency_key text = null) -> reserve_result
+volatile reserve_team_credits(p_team_id text, p_user_id text, p_amount bigint, p_operation_type text = 'usage', \
+p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, \
+p_model text = null) -> reserve_result
+volatile rollup_usage() -> bigint
 volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
+volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, \
+p_action text = 'deny') -> spend_cap
+volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
+stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
+stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
+volatile sweep_expired_credits(p_dry_run boolean = false, p_limit integer = 1000) -> sweep_result
+stable top_users(p_limit integer = 10, p_start timestamptz = null, p_end timestamptz = null) -> setof top_user_row
 stable verify_ledger(p_account_id text = null) -> setof violation
 immutable version() -> text
 """
@@ -113,7 +156,7 @@ RULES = {
         select o.name from ours as o
         where o.prokind <> 'f' or o.lanname not in ('sql', 'plpgsql') or o.prosrc ~ '#variable'""",
     "no rule hangs on assert, and nothing notifies": """
-        select o.name from ours as o where o.prosrc ~* '\\y(assert|notify|pg_notify)\\y'""",
+        select o.name from ours as o where o.prosrc ~* '\\y(assert|pg_notify|notify +[a-z"]+)\\y'""",
     "every public function has a comment": """
         select o.name from ours as o
         where o.schema = 'ducto' and coalesce(obj_description(o.oid, 'pg_proc'), '') = ''""",
@@ -297,6 +340,41 @@ def round_trip(credits: CreditManager, user: str) -> None:
     credits.get_transaction(charge.transaction_id)
     credits.list_transactions(user)
     credits.list_reservations(user)
+    round_trip_with_everything(credits, f"rich {user}", f"team {user}", datetime.now(UTC) + timedelta(days=1))
+
+
+def round_trip_with_everything(credits: CreditManager, user: str, team: str, tomorrow: datetime) -> None:
+    """The same with a plan, caps and lots, on a pool and in a batch."""
+    usage = {"model": "gpt-4", "input_tokens": 500}
+    credits.set_user_plan(user, "pro").or_raise()
+    credits.add_credits(user, 500, "promotion", expires_at=tomorrow).or_raise()
+    credits.set_spend_cap(user, 1000).or_raise()
+    credits.set_spend_cap(user, 1000, "monthly", "gpt-4", "warn").or_raise()
+    hold = credits.reserve(user, usage).or_raise()
+    credits.extend_reservation(hold.reservation_id, 5).or_raise()
+    credits.deduct(user, usage, reservation_id=hold.reservation_id).or_raise()
+    charge = credits.deduct(user, {**usage, "input_tokens": 5000}, "charge").or_raise()
+    credits.refund_credits(charge.transaction_id, 1).or_raise()
+    credits.create_team("Team", 1000, "team", team).or_raise()
+    credits.add_team_member(team, user, "member", 100, "daily").or_raise()
+    hold = credits.reserve_team(team, user, usage).or_raise()
+    credits.deduct_team(team, user, usage, reservation_id=hold.reservation_id).or_raise()
+    charged = credits.deduct_team_credits(team, user, 5, idempotency_key="charge").or_raise()
+    credits.refund_credits(charged.transaction_id, 1).or_raise()
+    credits.deduct_batch(
+        [
+            {"user_id": user, "amount": 1},
+            {"team_id": team, "user_id": user, "metrics": usage, "idempotency_key": "batch"},
+        ]
+    )
+    credits.check_spend_cap(user, "gpt-4", 5)
+    credits.check_allowance(user)
+    credits.check_feature(user, "sso")
+    credits.list_spend_caps(user)
+    credits.get_team_balance(team)
+    credits.get_team_members(team)
+    credits.remove_spend_cap(user, "daily").or_raise()
+    credits.remove_team_member(team, user).or_raise()
 
 
 @pytest.mark.parametrize("grown", [False, True], ids=["from the first call", "once grown and analyzed"])
@@ -320,7 +398,8 @@ def test_the_charge_path_reads_by_index(conn: Connection, connect: Connect, grow
         conn.execute("analyze")
     scans = (
         "select s.relname, s.seq_scan from pg_stat_xact_user_tables as s"
-        " where s.relname in ('accounts', 'transactions', 'reservations', 'hold_keys') order by 1"
+        " where s.relname in ('accounts', 'transactions', 'transaction_details', 'reservations', 'hold_keys',"
+        " 'spend_caps', 'credit_lots', 'lot_entries', 'teams', 'team_members') order by 1"
     )
     with conn.transaction():
         before = conn.execute(scans).fetchall()

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from conftest import Clock
 
 from ducto_pg import __version__, quickstart
 from ducto_pg.cli import main
@@ -19,8 +21,18 @@ from ducto_pg.embedded import Server
 Connection = psycopg.Connection[tuple[Any, ...]]
 Run = Callable[..., tuple[int, str, str]]
 
+PLANS = """
+models: {gpt-4o: input_tokens * 0.0025}
+plans: {pro: {id: pro, name: Pro, free_allowance: 20, features: {seats: 3}}}
+min_balance: 0
+"""
 YAML = "models:\n  gpt-4o: input_tokens * 0.0025\n"
 OTHER = '{"models": {"gpt-4o": "input_tokens * 0.003", "_default": "input_tokens"}, "min_balance": 7}'
+
+
+def cells(out: str) -> list[list[str]]:
+    """A table's words, line by line."""
+    return [line.split() for line in out.splitlines()]
 
 
 @pytest.fixture
@@ -42,6 +54,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.yaml").write_text(YAML)
     Path("b.json").write_text(OTHER)
+    Path("plans.yaml").write_text(PLANS)
     Path("bad.yaml").write_text("models:\n  gpt-4o: inputTokens * 2\n")
 
 
@@ -77,14 +90,14 @@ def test_sql_is_what_setup_does(run: Run, server_conn: Connection, empty: str) -
 
 def test_prices_are_published_listed_activated_compared_and_exported(run: Run, files: None, database: str) -> None:
     assert run("pricing", "validate", "a.yaml") == (0, "a.yaml: sound (models: 1, plans: 0)\n", "")
-    assert run("pricing", "list") == (0, "no version is published yet\n", "")
+    assert run("pricing", "list") == (0, "none\n", "")
     assert run("pricing", "export") == (1, "", "ducto-pg: no pricing version is active yet\n")
     assert run("pricing", "publish", "a.yaml", "--label", "first") == (0, "version 1 published and active\n", "")
     assert run("pricing", "publish", "a.yaml", "--label", "first") == (0, "version 1 published and active\n", "")
     assert run("pricing", "publish", "b.json", "--no-activate") == (0, "version 2 published, not activated\n", "")
-    lines = run("pricing", "list")[1].splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["2", lines[1].split()[1]], ["1", "active"]]
-    assert lines[2].endswith("first")
+    head, second, first = cells(run("pricing", "list")[1])
+    assert head == ["version", "active", "created_at", "label"]
+    assert (second[:2], first[:2], first[-1]) == (["2", "false"], ["1", "true"], "first")
 
     changes = '+ models._default: "input_tokens"\n~ models.gpt-4o: "input_tokens * 0.0025" -> "input_tokens * 0.003"'
     changed = run("pricing", "diff", "2")[1]
@@ -130,6 +143,119 @@ def test_verify_lists_what_does_not_hold(run: Run, conn: Connection, database: s
     assert run("verify", "--account", "bob") == (1, "", "ducto-pg: no such account: 'bob'\n")
     conn.execute("select ducto.add_credits('bob', 5)")
     assert run("verify", "--account", "bob") == (0, "sound\n", "")
+
+
+@pytest.fixture
+def shop(run: Run, files: None, database: str, conn: Connection) -> Connection:
+    """Prices with a plan, `ann` with 100 credits of which 30 are charged, and the team `reds` that she is in."""
+    assert run("pricing", "publish", "plans.yaml")[0] == 0
+    assert cells(run("credit", "add", "ann", "100", "--type", "purchase", "--reference", "invoice-1")[1])[1:4] == [
+        ["user_id", "ann"],
+        ["amount", "100"],
+        ["new_balance", "100"],
+    ]
+    conn.execute("select ducto.deduct_credits('ann', 30, p_model => 'gpt-4o')")
+    assert cells(run("team", "create", "The Reds", "--team-id", "reds", "--initial-balance", "50")[1]) == [
+        ["team_id", "reds"],
+        ["name", "The", "Reds"],
+        ["idempotent", "false"],
+    ]
+    assert cells(run("team", "add", "reds", "ann", "--spend-cap", "5")[1])[-1] == ["role", "member"]
+    return conn
+
+
+def test_credits_are_added_removed_refunded_and_listed(run: Run, shop: Connection) -> None:
+    assert ["balance", "70"] in cells(run("balance", "ann")[1])
+    assert json.loads(run("balance", "ann", "--json")[1])["available"] == 70
+    assert ["balance", "0"] in cells(run("balance", "ann", "--at", "2020-01-01")[1])
+    listed = cells(run("credit", "list", "ann")[1])
+    assert listed[0] == ["seq", "type", "amount", "balance_after", "cost", "model", "created_at", "transaction_id"]
+    assert [line[:6] for line in listed[1:]] == [
+        ["2", "usage", "-30", "70", "30", "gpt-4o"],
+        ["1", "purchase", "100", "100", listed[2][4], listed[2][5]],
+    ]
+    charge, grant = (line[-1] for line in listed[1:])
+    assert ["amount", "10"] in cells(run("credit", "refund", charge, "--amount", "10")[1])
+    assert ["amount", "-5"] in cells(run("credit", "remove", "ann", "5", "--transaction-id", grant)[1])
+    assert ["credit_limit", "7"] in cells(run("credit", "limit", "ann", "7")[1])
+    said = "ducto-pg: exceeds_grant: More than is left of the grant.\n"
+    assert run("credit", "remove", "ann", "99", "--transaction-id", grant) == (1, "", said)
+    code, out, err = run("credit", "remove", "ann", "99", "--transaction-id", grant, "--json")
+    assert (code, json.loads(out)["error"], err) == (1, "exceeds_grant", said)
+    assert run("credit", "list", "bob") == (0, "none\n", "")
+    shop.execute("select ducto.deduct_credits('ann', 0, p_model => E'\\x1b[31m\\n')")
+    assert cells(run("credit", "list", "ann", "--limit", "1")[1])[1][5] == r"'\x1b[31m\n'"
+    assert [row["type"] for row in json.loads(run("credit", "list", "ann", "--json", "--type", "refund")[1])] == [
+        "refund"
+    ]
+
+
+def test_plans_and_caps(run: Run, shop: Connection) -> None:
+    assert cells(run("plan", "set", "ann", "pro")[1]) == [["user_id", "ann"], ["plan_id", "pro"]]
+    assert ["features", '{"seats":', "3}"] in cells(run("plan", "show", "ann")[1])
+    assert ["allowance_remaining", "20"] in cells(run("plan", "allowance", "ann")[1])
+    assert cells(run("plan", "feature", "ann", "sso")[1])[-1] == ["has_feature", "false"]
+    assert run("plan", "set", "ann", "gold")[2].startswith("ducto-pg: plan_not_found: ")
+    assert cells(run("plan", "remove", "ann")[1]) == [["user_id", "ann"]]
+
+    assert ["action", "warn"] in cells(run("cap", "set", "ann", "40", "--action", "warn")[1])
+    assert cells(run("cap", "list", "ann")[1]) == [
+        ["user_id", "cap_type", "limit", "action"],
+        ["ann", "daily", "40", "warn"],
+    ]
+    checked = [["capped", "false"], ["current_spend", "30"], ["cap_limit", "40"], ["action", "warn"]]
+    assert cells(run("cap", "check", "ann", "--amount", "11")[1]) == checked
+    assert ["limit", "40"] in cells(run("cap", "remove", "ann", "daily")[1])
+    assert run("cap", "remove", "ann", "daily")[0] == 1
+    assert "p_cap_type" in run("cap", "set", "ann", "40", "--cap-type", "hourly")[2]
+
+
+def test_teams_and_statistics(run: Run, shop: Connection) -> None:
+    shop.execute("select ducto.deduct_team_credits('reds', 'ann', 4)")
+    assert ["balance", "46"] in cells(run("team", "show", "reds")[1])
+    assert cells(run("team", "members", "reds")[1]) == [
+        ["user_id", "role", "spend_cap", "total_spent", "spend_cap_period"],
+        ["ann", "member", "5", "4", "lifetime"],
+    ]
+    assert run("team", "show", "blues")[2] == "ducto-pg: team_not_found: No such team.\n"
+    assert run("team", "create", "Reds", "--team-id", "reds")[0] == 1
+
+    assert ["total_credits_consumed", "34"] in cells(run("stats", "total")[1])
+    assert cells(run("stats", "users")[1])[1][:3] == ["ann", "34", "2"]
+    assert cells(run("stats", "models", "--start", "2020-01-01")[1])[1][:3] == ["gpt-4o", "30", "1"]
+    assert run("stats", "days", "--end", "2020-01-01") == (0, "none\n", "")
+    assert len(cells(run("stats", "top", "--limit", "1")[1])) == 2
+    assert run("stats", "rollup")[0] == 0
+    assert run("team", "remove", "reds", "ann")[0] == 0
+
+
+def test_sweeping_goes_on_until_nothing_is_left(run: Run, shop: Connection, clock: Clock) -> None:
+    for number in range(3):
+        shop.execute(
+            "select ducto.add_credits('u' || %s::text, 10, 'promotion', p_expires_at => %s)",
+            [number, clock.now() + timedelta(hours=1)],
+        )
+    clock.advance(timedelta(hours=2))
+    counts = [["expired_count", "3"], ["expired_amount", "30"]]
+    assert cells(run("sweep", "--dry-run")[1]) == [*counts, ["dry_run", "true"]]
+    assert cells(run("sweep", "--limit", "1")[1]) == [*counts, ["dry_run", "false"]]
+    assert json.loads(run("sweep", "--json")[1])["expired_count"] == 0
+    assert run("verify")[0] == 0
+
+
+def test_events_are_fetched_and_acknowledged(run: Run, shop: Connection) -> None:
+    events = json.loads(run("events", "fetch", "--json", "--lease-seconds", "1")[1])
+    assert {event["type"] for event in events} >= {"account_opened"}
+    ids = [event["event_id"] for event in events]
+    assert run("events", "ack", *ids) == (0, f"{len(ids)}\n", "")
+    assert run("events", "fetch") == (0, "none\n", "")
+
+
+def test_publishing_tells_of_a_plan_that_has_gone(run: Run, shop: Connection) -> None:
+    assert run("plan", "set", "ann", "pro")[0] == 0
+    code, out, err = run("pricing", "publish", "a.yaml")
+    assert (code, out) == (0, "version 2 published and active\n")
+    assert "pro" in err
 
 
 @pytest.mark.parametrize(
@@ -213,7 +339,21 @@ def test_a_database_without_ducto_pg_is_told_so(run: Run, files: None, empty: st
         assert run(*command, "--dsn", empty) == (1, "", said)
 
 
-@pytest.mark.parametrize("arguments", ["", "nonsense", "pricing", "pricing activate one", "pricing diff", "verify --x"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "nonsense",
+        "pricing",
+        "pricing activate one",
+        "pricing diff",
+        "verify --x",
+        "credit add ann 1.5",
+        "team show",
+        "stats days --start yesterday",
+        "events ack",
+    ],
+)
 def test_misuse_is_exit_code_2(arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())

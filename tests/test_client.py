@@ -28,9 +28,15 @@ CONFIG = {
     "fixed": {"report": 7},
     "metrics": {"images": 0},
     "min_balance": 0,
+    "plans": {"pro": {"id": "pro", "name": "Pro", "free_allowance": 10, "features": {"seats": 3, "beta": False}}},
 }
 USAGE = UsageMetrics(model="gpt-4", input_tokens=100, output_tokens=30)
 RPCS = [call for call in vars(Calls).values() if isinstance(call, Rpc)]
+
+
+def charges(name: str, value: object) -> list[dict[str, object]]:
+    """A batch of a sound charge and one with this field."""
+    return [{"user_id": "alice", "amount": 1}, {"user_id": "alice", name: value}]
 
 
 @pytest.fixture
@@ -119,6 +125,140 @@ class TestRoundTrip:
         assert credits.get_balance("alice").balance == 93
         assert credits.verify_ledger() == []
         assert credits.version() == ducto_pg.__version__
+
+    def test_plans_caps_and_expiry(self, credits: CreditManager) -> None:
+        assert credits.set_user_plan("alice", "pro").or_raise().plan_id == "pro"
+        plan = credits.get_user_plan("alice")
+        assert (plan.plan_name, plan.free_allowance, plan.features["seats"]) == ("Pro", 10, 3)
+        seats, beta, absent = (credits.check_feature("alice", name) for name in ("seats", "beta", "sso"))
+        assert [(found.value, found.has_feature) for found in (seats, beta, absent)] == [
+            (3, True),
+            (False, False),
+            (None, False),
+        ]
+        assert credits.deduct_fixed("alice", "report").or_raise().allowance_used == 7
+        allowance = credits.check_allowance("alice")
+        assert (allowance.allowance_remaining, allowance.period_start[-15:]) == (3, "T00:00:00+00:00")
+        assert credits.set_user_plan("alice").or_raise().plan_id == ""
+        with pytest.raises(ducto_pg.PlanNotFoundError):
+            credits.set_user_plan("alice", "gold").or_raise()
+
+        cap = credits.set_spend_cap("alice", 5, "monthly", "gpt-4", "deny").or_raise()
+        assert (cap.cap_type, cap.model, cap.limit, cap.action) == ("monthly", "gpt-4", 5, "deny")
+        assert [(c.cap_type, c.model, c.limit) for c in credits.list_spend_caps("alice")] == [("monthly", "gpt-4", 5)]
+        check = credits.check_spend_cap("alice", "gpt-4", 6)
+        assert (check.capped, check.cap_limit, check.action) == (True, 5, "deny")
+        with pytest.raises(ducto_pg.SpendCapExceededError):
+            credits.deduct_credits("alice", 6, model="gpt-4").or_raise()
+        assert credits.remove_spend_cap("alice", "monthly", "gpt-4").or_raise().limit == 5
+        with pytest.raises(ducto_pg.CapNotFoundError):
+            credits.remove_spend_cap("alice", "monthly", "gpt-4").or_raise()
+
+        soon = datetime.now(UTC) + timedelta(hours=1)
+        lot = credits.add_credits("alice", 4, "promotion", expires_at=soon).or_raise()
+        assert credits.get_transaction(lot.transaction_id).expires_at == soon
+        assert credits.sweep_expired_credits(dry_run=True).or_raise().model_dump() == {
+            "error": None,
+            "expired_count": 0,
+            "expired_amount": 0,
+            "dry_run": True,
+        }
+        assert credits.verify_ledger() == []
+
+    def test_a_team(self, credits: CreditManager) -> None:
+        team = credits.create_team("Reds", 50, "order-1").or_raise()
+        assert credits.create_team("Reds", 50, "order-1").model_dump() == team.model_dump() | {"idempotent": True}
+        credits.add_team_member(team.team_id, "alice", "captain", 30).or_raise()
+        hold = credits.reserve_team(team.team_id, "alice", USAGE).or_raise()
+        charge = credits.deduct_team(team.team_id, "alice", USAGE, reservation_id=hold.reservation_id).or_raise()
+        assert (charge.team_id, charge.user_id, charge.amount, charge.team_balance_after) == (
+            team.team_id,
+            "alice",
+            -1,
+            49,
+        )
+        held = credits.reserve_team_credits(team.team_id, "alice", 4, model="gpt-4").or_raise()
+        assert credits.deduct_team_credits(team.team_id, "alice", 4, held.reservation_id).or_raise().amount == -4
+        with pytest.raises(ducto_pg.MemberCapExceededError):
+            credits.reserve_team_credits(team.team_id, "alice", 26).or_raise()
+        with pytest.raises(ducto_pg.NotAMemberError):
+            credits.deduct_team(team.team_id, "bob", USAGE).or_raise()
+        with pytest.raises(ducto_pg.IsATeamError):
+            credits.deduct(team.team_id, USAGE).or_raise()
+        found = credits.get_team(team.team_id).or_raise()
+        assert (found.name, found.balance, found.member_count, found.created_at[10:11]) == ("Reds", 45, 1, "T")
+        assert credits.get_team_balance(team.team_id).or_raise().balance == 45
+        (member,) = credits.get_team_members(team.team_id)
+        assert (member.user_id, member.role, member.spend_cap, member.total_spent) == ("alice", "captain", 30, 5)
+        assert credits.remove_team_member(team.team_id, "alice").or_raise().user_id == "alice"
+        assert credits.get_team_members(team.team_id) == []
+        assert credits.verify_ledger() == []
+
+    def test_a_batch(self, credits: CreditManager) -> None:
+        credits.create_team("Reds", 50, team_id="reds").or_raise()
+        credits.add_team_member("reds", "alice").or_raise()
+        answers = credits.deduct_batch(
+            [
+                {"user_id": "alice", "metrics": USAGE, "idempotency_key": "k", "metadata": {"n": Decimal("0.10")}},
+                {"user_id": "alice", "metrics": {"model": "none-such", "images": Decimal("0.10")}},
+                {"user_id": "alice", "amount": 1000, "model": "gpt-4"},
+                {"user_id": "alice", "job": "reprot"},
+                {"user_id": "alice", "team_id": "reds", "amount": 3},
+            ]
+        )
+        assert [(answer.amount, answer.error) for answer in answers] == [
+            (-1, None),
+            (0, None),
+            (0, "insufficient_credits"),
+            (0, "unknown_job"),
+            (-3, None),
+        ]
+        with pytest.raises(ducto_pg.UnknownJobError):
+            answers[3].or_raise()
+        entries = [credits.get_transaction(answer.transaction_id) for answer in answers[:2]]
+        assert [str(entry.metadata or entry.usage) for entry in entries] == [
+            "{'n': Decimal('0.10')}",
+            "{'model': 'none-such', 'images': Decimal('0.10')}",
+        ]
+        assert credits.deduct("alice", USAGE, "k").idempotent
+        assert credits.deduct_batch([]) == []
+
+    def test_statistics_and_events(self, credits: CreditManager) -> None:
+        credits.deduct_credits("alice", 30, model="gpt-4").or_raise()
+        credits.add_credits("bob", 20).or_raise()
+        charge = credits.deduct_credits("bob", 20).or_raise()
+        credits.refund_credits(charge.transaction_id, 5).or_raise()
+        users = credits.spend_by_user()
+        assert [(row.user_id, row.total_spend, row.transaction_count, row.refunded) for row in users] == [
+            ("alice", 30, 1, 0),
+            ("bob", 20, 1, 5),
+        ]
+        assert [(row.user_id, row.total_spend) for row in credits.top_users(1)] == [("alice", 30)]
+        assert credits.spend_by_model()[0].model == "gpt-4"
+        (day,) = credits.daily_spend(datetime.now(UTC) - timedelta(days=1))
+        assert (len(day.date), day.total_spend, str(day.cost)) == (10, 50, "50")
+        total = credits.aggregate_stats()
+        assert (total.total_credits_consumed, total.active_users, total.avg_daily_spend) == (50, 2, 50)
+        assert (total.top_model, total.top_user) == ("gpt-4", "alice")
+        assert credits.aggregate_stats(end=datetime(2020, 1, 1, tzinfo=UTC)).total_credits_consumed == 0
+        assert credits.rollup_usage() >= 0
+
+        events = credits.fetch_events(1000)
+        assert ("account_opened", "bob") in {(event.type, event.account_id) for event in events}
+        assert credits.fetch_events() == []
+        assert credits.ack_events([event.event_id for event in events] + ["none"]) == len(events)
+        credits.add_credits("bob", 1, metadata={"name": "Bob"})
+        assert credits.erase_user("bob") > 0
+        assert credits.verify_ledger() == []
+
+    def test_what_is_mine(self, credits: CreditManager, conn: Connection) -> None:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            credits.my_balance()
+        with conn.transaction():
+            conn.execute("""set local request.jwt.claims = '{"sub": "alice"}'""")
+            assert credits.my_balance().balance == 100
+            assert [entry.amount for entry in credits.my_transactions()] == [100]
+            assert credits.my_plan().plan_id is None
 
     def test_refusals_are_answers_and_the_transaction_goes_on(self, connect: Connect, credits: CreditManager) -> None:
         with connect(autocommit=False) as mine:
@@ -266,6 +406,12 @@ class TestExactness:
             (lambda c: c.deduct("alice", {"model": "gpt-4", "input_tokens": 1.5}), "float"),
             (lambda c: c.deduct("alice", {"model": "gpt-4", "input_tokens": Decimal("1.5")}), "input_tokens"),
             (lambda c: c.deduct("alice", "gpt-4"), "metrics must be a dict"),
+            (lambda c: c.deduct_batch(charges("metrics", {"input_tokens": 1.5})), "metrics: a float"),
+            (lambda c: c.deduct_batch(charges("amount", 1.5)), "charges: a float"),
+            (lambda c: c.deduct_batch(charges("metadata", object())), "charges cannot be written as JSON"),
+            (lambda c: c.deduct_batch(charges("amount", 1)[0]), "charges must be a list of dicts"),
+            (lambda c: c.ack_events("an-id"), "ids must be a list of texts"),
+            (lambda c: c.ack_events(["an-id", 5]), "each of ids must be text, not 5"),
             (lambda c: c.deduct("alice", USAGE, final=1), "final must be True or False, not 1"),
             (lambda c: c.deduct("alice", USAGE, idempotency_key=" "), "p_idempotency_key"),
         ],
@@ -324,6 +470,9 @@ class TestAsync:
                 assert sorted(answer.balance_after for answer in answers) == [95, 96, 97, 98, 99]
                 with pytest.raises(ducto_pg.UnknownJobError):
                     await manager.deduct_fixed("alice", "none")
+                batch = await manager.deduct_batch([{"user_id": "alice", "amount": 0}, {"user_id": "bob", "amount": 1}])
+                assert [answer.error for answer in batch] == [None, "account_not_found"]
+                assert (await manager.create_team("Reds")).or_raise().name == "Reds"
                 assert await manager.setup() == ducto_pg.SetupResult()
             async with await psycopg.AsyncConnection.connect(db) as mine:
                 await AsyncCreditManager(mine).deduct("alice", USAGE)

@@ -33,7 +33,21 @@ FROM_SCRATCH = {"README.md", "docs/operations.md"}
 OF_ITS_OWNER = "docs/start.md"
 NOT_RUN = ("make ", "pip ", "DUCTO_PG_TEST_VERSIONS=")
 PROGRAMS = ("psql", "pg_dump")
-UNREACHABLE = {"deduct_fixed": {"reservation_not_found", "reservation_not_active"}}
+# Refusals that stand in the text of what a call calls, and that it cannot give.
+_TEAM = {"team_not_found", "not_a_member", "member_cap_exceeded"}
+_USER = {"account_not_found", "is_a_team"}
+_BATCH = {"invalid_argument", "unknown_model", "unknown_job", "unknown_metric", "formula_error", "out_of_range"}
+UNREACHABLE = {
+    "reserve": _TEAM,
+    "reserve_credits": _TEAM,
+    "reserve_team": _USER,
+    "reserve_team_credits": _USER,
+    "deduct": _TEAM | _BATCH,
+    "deduct_credits": _TEAM | _BATCH,
+    "deduct_fixed": _TEAM | _BATCH | {"reservation_not_found", "reservation_not_active"},
+    "deduct_team": _USER | _BATCH,
+    "deduct_team_credits": _USER | _BATCH,
+}
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _END = re.compile(r"(;|\\gset)[ \t]*(?:--[^\n]*)?$", re.MULTILINE)

@@ -149,7 +149,8 @@ def test_field(name: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["AddTeamMemberResult", "CapCheckResult", "SpendCap", "SweepResult", "Team", "Transaction"]
+    "name",
+    ["AddTeamMemberResult", "CapCheckResult", "Event", "SpendCap", "SweepResult", "Team", "TeamMember", "Transaction"],
 )
 def test_every_answer_can_be_a_refusal(name: str) -> None:
     answer: Any = model(name)(error="not_known_yet")

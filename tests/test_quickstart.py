@@ -36,9 +36,16 @@ def test_a_short_trace_is_charged_to_the_last_digit(
     assert main(["quickstart", "--dsn", dsn, "--trace", str(trace)]) == 0
     table = dict(re.findall(r"^  (\S.*?) {2,}(\S+)$", capsys.readouterr().out, re.MULTILINE))
     assert table["verify_ledger"] == "sound"
-    assert table["exact cost in the ledger"] == table["exact cost by the offline engine"] != "0"
-    assert int(table["charges"]) + int(table["refusals (insufficient_credits)"]) == 150
-    assert all(int(table[name]) for name in ("refusals (insufficient_credits)", "replays", "refunds"))
+    for plan in ("free", "pro", "no"):
+        ledger, engine = (
+            table[f"exact cost {where}, {plan} plan"] for where in ("in the ledger", "by the offline engine")
+        )
+        assert ledger == engine
+    refusals = [int(table[f"refusals ({code})"]) for code in quickstart.EXPECTED]
+    assert int(table["charges"]) + sum(refusals) == 150
+    told = "accounts, teams, charges for a team, refusals (insufficient_credits), replays, refunds, credits: promotion"
+    told += ", credits: expiry, credits paid by allowances"
+    assert all(int(table[name].replace(",", "")) for name in told.split(", "))
 
     assert main(["quickstart", "--dsn", dsn, "--trace", str(trace)]) == 1
     assert capsys.readouterr().err == "ducto-pg: this database holds a ledger already: name one without\n"
@@ -59,7 +66,7 @@ def test_what_is_off_is_said_and_is_the_exit_code(
     monkeypatch.setattr(quickstart, "PricingEngine", Wrong)
     dsn = server.dsn(server_conn.info.dbname)
     assert main(["quickstart", "--dsn", dsn, "--trace", str(trace)]) == 1
-    assert capsys.readouterr().err.startswith("ducto-pg: exact costs: ")
+    assert capsys.readouterr().err.startswith("ducto-pg: exact costs, ")
 
 
 @pytest.mark.parametrize(

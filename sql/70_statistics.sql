@@ -1,0 +1,414 @@
+-- Statistics over all accounts: exact at any moment, with rollups or without.
+--
+-- An account's rows are numbered without gaps and committed in that order, because whoever writes one holds the account
+-- until then. So a rollup need only remember the last number that it has counted of each account: nothing that a running
+-- transaction may still commit comes before it, however long it takes and whatever its clock says. What was not yet
+-- counted, and days that a window cuts, are read from the ledger.
+
+-- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge.
+create or replace view ducto_private.usage as
+select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.actor_id, t.account_id) as user_id,
+  coalesce(t.resolved_model, t.model, '') collate "C" as model,
+  case t.type when 'usage' then -t.amount else 0 end as spend,
+  case t.type when 'usage' then 1 else 0 end as charges,
+  case t.type when 'usage' then t.allowance_used else 0 end as allowance_used,
+  case t.type when 'refund' then t.amount else 0 end as refunded,
+  case t.type when 'usage' then t.cost else 0 end as cost
+from ducto_private.transactions as t;
+
+-- The zone by whose days all statistics count.
+create or replace function ducto_private.usage_zone() returns text
+language plpgsql stable
+as $$
+begin
+  return coalesce((
+    select v.config ->> 'timezone'
+    from ducto_private.activations as a
+    join ducto_private.pricing_versions as v on v.version = a.version
+    order by a.activation_id
+    limit 1), 'UTC');
+end
+$$;
+
+-- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
+-- first has an earlier date, as some have where clocks are put back across midnight.
+create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
+language sql stable
+as $$
+  select d.day
+  from generate_series(0, 3) as g (steps)
+  cross join lateral (select (p_at at time zone p_zone)::date + p_step * g.steps) as d (day)
+  cross join lateral (select ducto_private.first_instant(d.day, p_zone)) as f (at)
+  where case p_step when 1 then f.at >= p_at else f.at <= p_at end
+    and not exists (
+      select
+      from (values (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
+      where ((f.at + o.shift) at time zone p_zone)::date < d.day)
+  order by g.steps
+  limit 1
+$$;
+
+-- No row that was counted is later than this. Null where so many are not counted that reading the ledger in its own order
+-- beats looking them up account by account; its length is estimated, for this decides on speed alone.
+create or replace function ducto_private.counted_until() returns timestamptz
+language plpgsql stable
+as $$
+begin
+  return (
+    select s.changed_at
+    from ducto_private.rollup_state as s
+    join pg_class as c on c.oid = 'ducto_private.transactions'::regclass
+    where c.reltuples::bigint * 9 <= s.counted * 10);
+end
+$$;
+
+create or replace function ducto_private.usage_span(p_start timestamptz, p_end timestamptz) returns ducto_private.usage_span
+language plpgsql stable
+as $$
+declare
+  v_counted timestamptz := ducto_private.counted_until();
+  v_span ducto_private.usage_span;
+begin
+  if p_end < p_start then
+    perform ducto_private.invalid('p_end lies before p_start', 'A window is [p_start, p_end); null leaves an end open.',
+      format('p_start is %s, p_end is %s.', p_start, p_end));
+  end if;
+  -- What lies beyond all calendars is open.
+  v_span.starts := case when p_start >= '9999-01-01 00:00Z' then 'infinity'
+    when p_start >= '0001-01-01 00:00Z' then p_start else '-infinity' end;
+  v_span.ends := case when p_end < '0001-01-01 00:00Z' then '-infinity'
+    when p_end < '9999-01-01 00:00Z' then p_end else 'infinity' end;
+  v_span.zone := ducto_private.usage_zone();
+  v_span.first_day := ducto_private.day_beside(v_span.starts, 1, v_span.zone);
+  v_span.days_start := ducto_private.first_instant(v_span.first_day, v_span.zone);
+  if v_span.ends > v_counted then
+    v_span.end_day := 'infinity';
+    v_span.days_end := v_span.ends;
+  else
+    v_span.end_day := ducto_private.day_beside(v_span.ends, -1, v_span.zone);
+    v_span.days_end := ducto_private.first_instant(v_span.end_day, v_span.zone);
+  end if;
+  if v_counted is null or v_span.days_start >= v_span.days_end then
+    v_span.end_day := v_span.first_day;
+    v_span.days_start := v_span.ends;
+    v_span.days_end := v_span.ends;
+  end if;
+  return v_span;
+end
+$$;
+
+-- The charges and refunds within [p_from, p_to) that were not yet counted. A loop, lest the planner join the whole ledger
+-- to find a few rows of each account.
+create or replace function ducto_private.uncounted(p_from timestamptz, p_to timestamptz) returns setof ducto_private.usage
+language plpgsql stable rows 100
+as $$
+declare
+  v_account record;
+begin
+  if p_from < p_to then
+    for v_account in
+      select a.account_id, coalesce(r.seq, 0) as seq
+      from ducto_private.accounts as a
+      left join ducto_private.rollup_accounts as r on r.account_id = a.account_id
+      where a.seq > coalesce(r.seq, 0) and coalesce(r.changed_at < p_to, true)
+    loop
+      return query
+      select u.*
+      from ducto_private.usage as u
+      where u.account_id = v_account.account_id and u.seq > v_account.seq and u.counts
+        and u.created_at >= p_from and u.created_at < p_to;
+    end loop;
+  end if;
+end
+$$;
+
+-- What was used in a span, in partial sums by user or by model (p_by) and, if p_daily, by local day.
+create or replace function ducto_private.usage_of(p_by text, p_daily boolean, p_span ducto_private.usage_span)
+returns setof ducto_private.usage_sums
+language sql stable
+as $$
+  select r.day, r.user_id, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
+  from ducto_private.rollup_users as r
+  where p_by = 'user' and r.day >= (p_span).first_day and r.day < (p_span).end_day
+  union all
+  select r.day, r.model, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
+  from ducto_private.rollup_models as r
+  where p_by = 'model' and r.day >= (p_span).first_day and r.day < (p_span).end_day
+  union all
+  select case when p_daily then (u.created_at at time zone (p_span).zone)::date end,
+    case p_by when 'user' then u.user_id else u.model end,
+    sum(u.spend), sum(u.charges), sum(u.allowance_used), sum(u.refunded), sum(u.cost)
+  from (
+    select u.*
+    from ducto_private.usage as u
+    where (p_span).starts < (p_span).days_start and u.counts
+      and u.created_at >= (p_span).starts and u.created_at < (p_span).days_start
+    union all
+    select u.*
+    from ducto_private.usage as u
+    where (p_span).days_end < (p_span).ends and u.counts
+      and u.created_at >= (p_span).days_end and u.created_at < (p_span).ends
+    union all
+    select u.*
+    from ducto_private.uncounted((p_span).days_start, (p_span).days_end) as u
+  ) as u
+  group by 1, 2
+$$;
+
+create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
+returns setof ducto.spend_by_user_row
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
+begin
+  return query
+  select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+    sum(u.cost), null::text
+  from ducto_private.usage_of('user', false, v_span) as u
+  group by u.name
+  order by sum(u.spend) desc, u.name;
+end
+$$;
+comment on function ducto.spend_by_user is
+  'What each user and team member spent in [p_start, p_end), most first: credits debited from balances, gross of refunds.';
+
+create or replace function ducto.spend_by_model(p_start timestamptz default null, p_end timestamptz default null)
+returns setof ducto.spend_by_model_row
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
+begin
+  return query
+  select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+    sum(u.cost), null::text
+  from ducto_private.usage_of('model', false, v_span) as u
+  group by u.name
+  order by sum(u.spend) desc, u.name;
+end
+$$;
+comment on function ducto.spend_by_model is
+  'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''.';
+
+create or replace function ducto.daily_spend(p_start timestamptz default null, p_end timestamptz default null)
+returns setof ducto.daily_spend_row
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
+begin
+  return query
+  select u.day, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+    sum(u.cost), null::text
+  from ducto_private.usage_of('model', true, v_span) as u
+  group by u.day
+  order by u.day;
+end
+$$;
+comment on function ducto.daily_spend is
+  'What was spent on each local day that has a charge or a refund in [p_start, p_end), in order.';
+
+create or replace function ducto.top_users(
+  p_limit integer default 10, p_start timestamptz default null, p_end timestamptz default null)
+returns setof ducto.top_user_row
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
+begin
+  if p_limit not between 1 and 1000 then
+    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), 'spend_by_user answers all.');
+  end if;
+  return query
+  select u.name, sum(u.spend)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint, sum(u.cost), null::text
+  from ducto_private.usage_of('user', false, v_span) as u
+  group by u.name
+  having sum(u.charges) > 0
+  order by sum(u.spend) desc, u.name
+  limit coalesce(p_limit, 10);
+end
+$$;
+comment on function ducto.top_users is
+  'The users and team members who spent most in [p_start, p_end), of those with a charge; by name where they spent the same.';
+
+create or replace function ducto.aggregate_stats(p_start timestamptz default null, p_end timestamptz default null)
+returns ducto.aggregate_stats_row
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
+  v_answer ducto.aggregate_stats_row;
+begin
+  with used as (
+    select u.*
+    from ducto_private.usage_of('user', true, v_span) as u
+  ), users as (
+    select u.name, sum(u.spend) as spend, sum(u.charges) as charges, sum(u.allowance_used) as allowance_used,
+      sum(u.refunded) as refunded, sum(u.cost) as cost
+    from used as u
+    group by u.name
+  )
+  select coalesce(sum(u.spend), 0),
+    count(*) filter (where u.charges > 0),
+    coalesce(div(sum(u.spend), (select nullif(count(distinct d.day), 0) from used as d where d.charges > 0)), 0),
+    (select m.name
+      from ducto_private.usage_of('model', false, v_span) as m
+      where m.name <> ''
+      group by m.name
+      having sum(m.charges) > 0
+      order by sum(m.spend) desc, m.name
+      limit 1),
+    (select t.name
+      from users as t
+      where t.charges > 0
+      order by t.spend desc, t.name
+      limit 1),
+    coalesce(sum(u.allowance_used), 0), coalesce(sum(u.refunded), 0), coalesce(sum(u.cost), 0)
+  into v_answer.total_credits_consumed, v_answer.active_users, v_answer.avg_daily_spend, v_answer.top_model, v_answer.top_user,
+    v_answer.allowance_used, v_answer.refunded, v_answer.cost
+  from users as u;
+  return v_answer;
+end
+$$;
+comment on function ducto.aggregate_stats is
+  'What was spent in [p_start, p_end) in all and on average on days with a charge, by how many, and on what and by whom most.';
+
+create or replace function ducto.rollup_usage() returns bigint
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_zone text := ducto_private.usage_zone();
+  v_few boolean;
+  v_rows bigint;
+begin
+  perform
+  from ducto_private.rollup_state as s
+  for update;
+  v_few := ducto_private.counted_until() is not null;
+  with sums as (
+    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, sum(u.spend) as spend, sum(u.charges) as charges,
+      sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded, sum(u.cost) as cost
+    from (
+      select u.*
+      from ducto_private.uncounted('-infinity', 'infinity') as u
+      where v_few
+      union all
+      select u.*
+      from ducto_private.usage as u
+      left join ducto_private.rollup_accounts as r on r.account_id = u.account_id
+      where not v_few and u.seq > coalesce(r.seq, 0) and u.counts
+    ) as u
+    group by 1, 2, 3
+  ), users as (
+    insert into ducto_private.rollup_users as r
+    select s.day, s.user_id, sum(s.spend), sum(s.charges), sum(s.allowance_used), sum(s.refunded), sum(s.cost)
+    from sums as s
+    group by s.day, s.user_id
+    on conflict (day, user_id) do update
+    set spend = r.spend + excluded.spend,
+      charges = r.charges + excluded.charges,
+      allowance_used = r.allowance_used + excluded.allowance_used,
+      refunded = r.refunded + excluded.refunded,
+      cost = r.cost + excluded.cost
+    returning 1
+  ), models as (
+    insert into ducto_private.rollup_models as r
+    select s.day, s.model, sum(s.spend), sum(s.charges), sum(s.allowance_used), sum(s.refunded), sum(s.cost)
+    from sums as s
+    group by s.day, s.model
+    on conflict (day, model) do update
+    set spend = r.spend + excluded.spend,
+      charges = r.charges + excluded.charges,
+      allowance_used = r.allowance_used + excluded.allowance_used,
+      refunded = r.refunded + excluded.refunded,
+      cost = r.cost + excluded.cost
+    returning 1
+  ), behind as (
+    select a.account_id, a.seq, a.changed_at, a.seq - coalesce(r.seq, 0) as rows
+    from ducto_private.accounts as a
+    left join ducto_private.rollup_accounts as r on r.account_id = a.account_id
+    where a.seq > coalesce(r.seq, 0)
+  ), counted as (
+    insert into ducto_private.rollup_accounts as r (account_id, seq, changed_at)
+    select b.account_id, b.seq, b.changed_at
+    from behind as b
+    on conflict (account_id) do update
+    set seq = excluded.seq, changed_at = excluded.changed_at
+  ), state as (
+    update ducto_private.rollup_state as s
+    set counted = s.counted + b.rows, changed_at = greatest(s.changed_at, b.changed_at)
+    from (
+      select sum(b.rows) as rows, max(b.changed_at) as changed_at
+      from behind as b
+      having count(*) > 0
+    ) as b
+  )
+  select (select count(*) from users) + (select count(*) from models)
+  into v_rows;
+  return v_rows;
+end
+$$;
+comment on function ducto.rollup_usage is
+  'Adds what is new in the ledger to the sums that make statistics fast, and answers how many sums it wrote. Run it at any time or never.';
+
+-- Where the rollups are not the sums of what they have counted.
+create or replace function ducto_private.rollup_violations() returns setof ducto.violation
+language plpgsql stable
+as $$
+declare
+  v_zone text := ducto_private.usage_zone();
+begin
+  return query
+  with sums as (
+    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, sum(u.spend) as spend, sum(u.charges) as charges,
+      sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded, sum(u.cost) as cost
+    from ducto_private.usage as u
+    join ducto_private.rollup_accounts as r on r.account_id = u.account_id and u.seq <= r.seq
+    where u.counts
+    group by 1, 2, 3
+  ), pairs (user_id, of_what, expected, actual) as (
+    select coalesce(s.user_id, r.user_id), format('%s of %s', coalesce(s.day, r.day), coalesce(s.user_id, r.user_id)),
+      row(s.spend, s.charges, s.allowance_used, s.refunded, s.cost),
+      row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
+    from (
+      select s.day, s.user_id, sum(s.spend) as spend, sum(s.charges)::bigint as charges, sum(s.allowance_used) as allowance_used,
+        sum(s.refunded) as refunded, sum(s.cost) as cost
+      from sums as s
+      group by s.day, s.user_id
+    ) as s
+    full join ducto_private.rollup_users as r on r.day = s.day and r.user_id = s.user_id
+    union all
+    select null, format('%s of model %s', coalesce(s.day, r.day), coalesce(s.model, r.model)),
+      row(s.spend, s.charges, s.allowance_used, s.refunded, s.cost),
+      row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
+    from (
+      select s.day, s.model, sum(s.spend) as spend, sum(s.charges)::bigint as charges, sum(s.allowance_used) as allowance_used,
+        sum(s.refunded) as refunded, sum(s.cost) as cost
+      from sums as s
+      group by s.day, s.model
+    ) as s
+    full join ducto_private.rollup_models as r on r.day = s.day and r.model = s.model
+  )
+  select p.user_id, 'a rollup is the sum of what it has counted', p.expected::text, p.actual::text, p.of_what, null::text
+  from pairs as p
+  where p.expected is distinct from p.actual
+  union all
+  select r.account_id, 'a rollup counts rows that exist', format('at most %s', coalesce(a.seq, 0)), r.seq::text, null, null
+  from ducto_private.rollup_accounts as r
+  left join ducto_private.accounts as a on a.account_id = r.account_id
+  where r.seq > coalesce(a.seq, 0);
+end
+$$;

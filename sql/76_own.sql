@@ -1,0 +1,56 @@
+-- What end users may ask about themselves: PostgREST says who they are.
+
+create or replace function ducto_private.own_id() returns text
+language plpgsql stable
+as $$
+declare
+  v_claims jsonb;
+begin
+  begin
+    v_claims := current_setting('request.jwt.claims', true);
+  exception when others then
+    null;
+  end;
+  if jsonb_typeof(v_claims -> 'sub') = 'string' and ducto_private.is_text(v_claims ->> 'sub') then
+    return v_claims ->> 'sub';
+  end if;
+  raise exception 'nobody is signed in: request.jwt.claims names no account as sub'
+    using errcode = '42501', hint = 'Call it through PostgREST with a token whose sub is the account''s id.';
+end
+$$;
+
+create or replace function ducto.my_balance() returns ducto.balance_result
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return ducto_private.balance_of(ducto_private.own_id());
+end
+$$;
+comment on function ducto.my_balance is 'The balance of the end user that is signed in.';
+
+create or replace function ducto.my_transactions(p_limit integer default 50, p_before bigint default null)
+returns setof ducto.transaction
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return query
+  select t.*
+  from ducto.list_transactions(ducto_private.own_id(), p_limit, p_before) as t;
+end
+$$;
+comment on function ducto.my_transactions is 'The ledger of the end user that is signed in, newest first; p_before is the last seq seen.';
+
+create or replace function ducto.my_plan() returns ducto.get_user_plan_result
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return ducto_private.user_plan(ducto_private.own_id());
+end
+$$;
+comment on function ducto.my_plan is 'The plan of the end user that is signed in, and what is left of its allowance.';

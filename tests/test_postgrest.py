@@ -1,0 +1,469 @@
+"""Every RPC through a real PostgREST, by the clients that people use: the answers and errors are those of SQL."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import _database
+from supabase_helpers import SERVER_SIDE, Api, Node, postgrest, signed_in, supabase_roles
+
+import ducto_pg
+from ducto_pg import CreditManager, exactjson
+from ducto_pg.embedded import Server
+
+Connection = psycopg.Connection[Any]
+Arguments = dict[str, Any]
+Ask = Callable[..., tuple[Any, Any]]
+
+CLIENTS = ["postgrest-js", "supabase-js", "python postgrest"]
+FAR = "2099-01-01T00:00:00+00:00"
+LONG_AGO = "2001-01-01T00:00:00+00:00"
+PRICES: dict[str, Any] = {
+    "models": {"any": "points", "gpt": "input_tokens * 0.25", "ratio": "input_tokens / output_tokens"},
+    "tools": {"browse": "tool_calls * 2"},
+    "fixed": {"report": 7},
+    "metrics": {"points": 0},
+    "plans": {"pro": {"id": "pro", "name": "Pro", "free_allowance": 5, "features": {"seats": 3}}},
+}
+USAGE = {"model": "gpt-4o", "input_tokens": 10, "tool_calls": ["browse"]}
+NOTE = {"it's": 'a "note"', "nested": [1, None, "ü 🦆"]}
+
+# A name for the answer, the call, its arguments without p_; `@hold.reservation_id` is that attribute of that answer.
+# A call that ends in `!` fails.
+STEPS: list[tuple[str, str, Arguments]] = [
+    ("", "version", {}),
+    ("", "get_active_pricing", {}),
+    ("", "get_pricing_config", {"version": 1}),
+    ("", "get_pricing_history", {}),
+    ("", "activate_pricing", {"version": 1}),
+    ("", "get_balance", {"user_id": "alice"}),
+    ("", "deduct_credits", {"user_id": "alice", "amount": 1}),
+    ("", "add_credits", {"user_id": "alice", "amount": 9007199254740991, "type": "purchase"}),
+    ("", "remove_credits", {"user_id": "alice", "amount": 9007199254740991 - 1000}),
+    (
+        "grant",
+        "add_credits",
+        {
+            **{"user_id": "alice", "amount": 100, "type": "purchase", "metadata": NOTE, "expires_at": FAR},
+            **{"idempotency_key": "grant", "paid_amount": 9.99, "paid_currency": "EUR", "reference": "invoice 1"},
+        },
+    ),
+    ("", "add_credits", {"user_id": "bob", "amount": 50}),
+    ("", "get_balance", {"user_id": "alice", "at": FAR}),
+    (
+        "",
+        "remove_credits",
+        {
+            **{"user_id": "alice", "amount": 10, "reason": "mistyped", "transaction_id": "@grant.transaction_id"},
+            **{"metadata": NOTE, "idempotency_key": "removal"},
+        },
+    ),
+    ("", "set_credit_limit", {"user_id": "bob", "limit": 20}),
+    ("", "set_user_plan", {"user_id": "alice", "plan_id": "pro"}),
+    ("", "get_user_plan", {"user_id": "alice"}),
+    ("", "check_allowance", {"user_id": "alice"}),
+    ("", "check_feature", {"user_id": "alice", "feature": "seats"}),
+    ("", "set_user_plan", {"user_id": "bob"}),
+    ("", "calculate_cost", {"metrics": USAGE}),
+    ("", "calculate_cost", {"metrics": USAGE, "user_id": "alice", "version": 1}),
+    ("", "set_spend_cap", {"user_id": "alice", "limit": 500}),
+    ("", "set_spend_cap", {"user_id": "alice", "limit": 2, "cap_type": "monthly", "model": "any", "action": "warn"}),
+    ("", "list_spend_caps", {"user_id": "alice"}),
+    ("", "check_spend_cap", {"user_id": "alice"}),
+    ("", "check_spend_cap", {"user_id": "alice", "model": "any", "amount": 30}),
+    ("plain hold", "reserve", {"user_id": "alice", "metrics": USAGE}),
+    (
+        "hold",
+        "reserve",
+        {
+            **{"user_id": "alice", "metrics": USAGE, "operation_type": "chat", "metadata": NOTE, "min_balance": 3},
+            **{"ttl_seconds": 900, "idempotency_key": "request 1"},
+        },
+    ),
+    ("", "reserve", {"user_id": "alice", "metrics": USAGE, "operation_type": "chat", "idempotency_key": "request 1"}),
+    ("", "extend_reservation", {"reservation_id": "@hold.reservation_id"}),
+    (
+        "",
+        "extend_reservation",
+        {
+            **{"reservation_id": "@hold.reservation_id", "add_amount": 5, "ttl_seconds": 1000, "user_id": "alice"},
+            "idempotency_key": "more",
+        },
+    ),
+    ("", "get_reservation", {"reservation_id": "@hold.reservation_id"}),
+    ("", "get_reservation", {"reservation_id": "@hold.reservation_id", "user_id": "bob"}),
+    ("", "list_reservations", {"user_id": "alice"}),
+    ("", "list_reservations", {"user_id": "alice", "active": False, "limit": 1, "before": FAR}),
+    (
+        "",
+        "deduct",
+        {
+            **{"user_id": "alice", "metrics": USAGE, "idempotency_key": "part 1", "metadata": NOTE},
+            **{"reservation_id": "@hold.reservation_id", "final": False},
+        },
+    ),
+    (
+        "charge",
+        "deduct_credits",
+        {
+            **{"user_id": "alice", "amount": 4, "reservation_id": "@hold.reservation_id", "idempotency_key": "part 2"},
+            **{"metadata": NOTE, "model": "any", "final": True},
+        },
+    ),
+    ("", "release_reservation", {"reservation_id": "@plain hold.reservation_id"}),
+    ("", "release_reservation", {"reservation_id": "@plain hold.reservation_id", "user_id": "alice"}),
+    ("", "reserve_credits", {"user_id": "bob", "amount": 2}),
+    (
+        "",
+        "reserve_credits",
+        {
+            **{"user_id": "bob", "amount": 2, "operation_type": "chat", "metadata": {}, "min_balance": 0},
+            **{"ttl_seconds": 60, "idempotency_key": "request 2", "model": "gpt"},
+        },
+    ),
+    ("", "deduct", {"user_id": "alice", "metrics": {"model": "any", "points": 2.5}}),
+    ("", "deduct_fixed", {"user_id": "alice", "job_name": "report"}),
+    (
+        "",
+        "deduct_fixed",
+        {"user_id": "alice", "job_name": "report", "idempotency_key": "report", "metadata": NOTE},
+    ),
+    ("", "deduct_credits", {"user_id": "bob", "amount": 1000}),
+    (
+        "",
+        "deduct_batch",
+        {"charges": [{"user_id": "alice", "amount": 1}, {"user_id": "carol", "job": "report"}, {"user_id": "bob"}]},
+    ),
+    ("", "refund_credits", {"transaction_id": "@charge.transaction_id", "amount": 1}),
+    (
+        "",
+        "refund_credits",
+        {
+            **{"transaction_id": "@charge.transaction_id", "amount": 1, "reason": "empty", "metadata": NOTE},
+            **{"idempotency_key": "refund", "user_id": "alice"},
+        },
+    ),
+    ("", "refund_credits", {"transaction_id": "@charge.transaction_id"}),
+    ("", "get_transaction", {"transaction_id": "@charge.transaction_id"}),
+    ("", "get_transaction", {"transaction_id": "@charge.transaction_id", "user_id": "alice"}),
+    ("", "explain_transaction", {"transaction_id": "@charge.transaction_id"}),
+    ("", "explain_transaction", {"transaction_id": "@charge.transaction_id", "user_id": "alice"}),
+    ("", "list_transactions", {"user_id": "alice"}),
+    (
+        "",
+        "list_transactions",
+        {"user_id": "alice", "limit": 2, "before": 9, "type": "usage", "from": LONG_AGO, "to": FAR},
+    ),
+    ("", "list_transactions", {"user_id": "nobody"}),
+    ("", "create_team", {"name": "Empty"}),
+    ("", "create_team", {"name": "Crew", "initial_balance": 100, "idempotency_key": "team", "team_id": "crew"}),
+    ("", "add_team_member", {"team_id": "crew", "user_id": "alice"}),
+    (
+        "",
+        "add_team_member",
+        {"team_id": "crew", "user_id": "bob", "role": "lead", "spend_cap": 30, "spend_cap_period": "monthly"},
+    ),
+    ("", "get_team", {"team_id": "crew"}),
+    ("", "get_team_balance", {"team_id": "crew"}),
+    ("", "get_team_members", {"team_id": "crew"}),
+    ("", "reserve_team", {"team_id": "crew", "user_id": "alice", "metrics": USAGE}),
+    (
+        "team hold",
+        "reserve_team",
+        {
+            **{"team_id": "crew", "user_id": "bob", "metrics": USAGE, "operation_type": "chat", "metadata": NOTE},
+            **{"min_balance": 1, "ttl_seconds": 60, "idempotency_key": "request 1"},
+        },
+    ),
+    ("", "reserve_team_credits", {"team_id": "crew", "user_id": "alice", "amount": 3}),
+    (
+        "other team hold",
+        "reserve_team_credits",
+        {
+            **{"team_id": "crew", "user_id": "bob", "amount": 3, "operation_type": "chat", "metadata": NOTE},
+            **{"min_balance": 1, "ttl_seconds": 60, "idempotency_key": "request 2", "model": "any"},
+        },
+    ),
+    (
+        "",
+        "deduct_team",
+        {
+            **{"team_id": "crew", "user_id": "bob", "metrics": USAGE, "idempotency_key": "part 1", "metadata": NOTE},
+            **{"reservation_id": "@team hold.reservation_id", "final": False},
+        },
+    ),
+    ("", "deduct_team", {"team_id": "crew", "user_id": "alice", "metrics": USAGE}),
+    (
+        "",
+        "deduct_team_credits",
+        {
+            **{"team_id": "crew", "user_id": "bob", "amount": 2, "reservation_id": "@other team hold.reservation_id"},
+            **{"idempotency_key": "part 2", "metadata": NOTE, "model": "any", "final": False},
+        },
+    ),
+    ("", "deduct_team_credits", {"team_id": "crew", "user_id": "alice", "amount": 1}),
+    ("", "deduct_team_credits", {"team_id": "crew", "user_id": "carol", "amount": 1}),
+    ("", "remove_team_member", {"team_id": "crew", "user_id": "bob"}),
+    ("", "remove_spend_cap", {"user_id": "alice", "cap_type": "daily"}),
+    ("", "remove_spend_cap", {"user_id": "alice", "cap_type": "monthly", "model": "any"}),
+    ("", "sweep_expired_credits", {}),
+    ("", "sweep_expired_credits", {"dry_run": True, "limit": 5}),
+    *[
+        step
+        for name in ("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "top_users")
+        for step in (("", name, {}), ("", name, {"start": LONG_AGO, "end": FAR}))
+    ],
+    ("", "top_users", {"limit": 1}),
+    ("", "rollup_usage", {}),
+    ("", "spend_by_user", {}),
+    ("event", "fetch_events", {"limit": 1, "lease_seconds": 30}),
+    ("", "ack_events", {"ids": ["@event.0.event_id"]}),
+    ("", "fetch_events", {}),
+    ("", "verify_ledger", {}),
+    ("", "verify_ledger", {"account_id": "alice"}),
+    ("", "my_balance", {}),
+    ("", "my_plan", {}),
+    ("", "my_transactions", {}),
+    ("", "my_transactions", {"limit": 1, "before": 5}),
+    ("", "deduct!", {"user_id": "alice", "metrics": {"model": "unheard-of", "input_tokens": 1}}),
+    ("", "deduct!", {"user_id": "alice", "metrics": {"model": "gpt", "inputTokens": 1}}),
+    ("", "deduct!", {"user_id": "alice", "metrics": {"model": "ratio", "input_tokens": 1}}),
+    ("", "deduct!", {"user_id": "alice", "metrics": [1]}),
+    ("", "deduct_fixed!", {"user_id": "alice", "job_name": "repport"}),
+    ("", "activate_pricing!", {"version": 99}),
+    ("", "add_credits!", {"user_id": " alice", "amount": 1}),
+    ("", "add_credits!", {"user_id": "alice", "amount": -1}),
+    ("", "add_credits!", {"user_id": "alice", "amount": 1, "type": "gift"}),
+    ("", "add_credits!", {"user_id": "alice", "amount": 1.5}),
+    ("", "add_credits!", {"user_id": None, "amount": 1}),
+    ("", "reserve_credits!", {"user_id": "alice", "amount": 1, "ttl_seconds": 0}),
+    ("", "list_transactions!", {"user_id": "alice", "limit": 1001}),
+]
+
+
+class Scenario:
+    """The steps as one client takes them; of what it was answered, ids and times are made comparable."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.answers: dict[str, Any] = {}
+        self.ids: dict[str, str] = {}
+
+    def run(self) -> list[Any]:
+        return [self.step(*step) for step in STEPS]
+
+    def step(self, label: str, name: str, arguments: Arguments) -> Any:
+        given = {f"p_{key}": self.named(value) for key, value in arguments.items()}
+        data, error = self.ask(name.removesuffix("!"), given)
+        assert bool(error) == name.endswith("!"), (name, arguments, error)
+        self.answers[label] = data
+        return name, arguments, self.comparable(error or data)
+
+    def named(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        if not isinstance(value, str) or not value.startswith("@"):
+            return value
+        found: Any = self.answers
+        for part in value[1:].split("."):
+            found = found[int(part) if part.isdigit() else part]
+        return found
+
+    def comparable(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self.comparable(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.comparable(item) for item in value]
+        if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value):
+            return self.ids.setdefault(value, f"id {len(self.ids)}")
+        if isinstance(value, str) and re.match(r"20\d\d-\d\d-\d\d", value):
+            return value if value == FAR else "a time"
+        return value
+
+
+def in_sql(conn: Connection) -> Ask:
+    """What SQL answers, as JSON."""
+    many = dict(conn.execute("select proname, proretset from pg_proc where pronamespace = 'ducto'::regnamespace"))
+
+    def ask(name: str, arguments: Arguments) -> tuple[Any, Any]:
+        values = [exactjson.dumps(value) if isinstance(value, dict) else value for value in arguments.values()]
+        values = [exactjson.dumps(value) if name == "deduct_batch" else value for value in values]
+        named = ", ".join(f"{key} => {'%s' if isinstance(values[i], list) else '%s'}" for i, key in enumerate(arguments))
+        rows = f"select to_jsonb(a) as answer from ducto.{name}({named}) as a"
+        with psycopg.ClientCursor(conn) as cursor:
+            try:
+                cursor.execute(f"select json_agg(r.answer)::text from ({rows}) as r".encode(), values)
+            except psycopg.Error as error:
+                diag = error.diag
+                return None, {
+                    "code": diag.sqlstate,
+                    "message": diag.message_primary,
+                    "details": diag.message_detail,
+                    "hint": diag.message_hint,
+                }
+            (text,) = cursor.fetchone() or (None,)
+        found = exactjson.loads(text or "[]")
+        return (found if many[name] else found[0]), None
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def roles(server: Server) -> Iterator[None]:
+    with supabase_roles(server):
+        yield
+
+
+@pytest.fixture
+def priced(roles: None, conn: Connection) -> Connection:
+    """A database as at Supabase, with prices."""
+    ducto_pg.setup(conn).or_raise()
+    CreditManager(conn).publish_pricing(PRICES)
+    return conn
+
+
+@pytest.fixture
+def api(priced: Connection, db: str, tmp_path: Path) -> Iterator[Api]:
+    with postgrest(db, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(server: Server, template_db: str) -> list[Any]:
+    """What SQL answers to the steps, on a database of its own."""
+    with _database(server, template_db) as (_, dsn), psycopg.connect(dsn, autocommit=True) as conn:
+        CreditManager(conn).publish_pricing(PRICES)
+        conn.execute("set timezone = 'UTC'")
+        conn.execute("select set_config('request.jwt.claims', '{\"sub\": \"alice\"}', false)")
+        return Scenario(in_sql(conn)).run()
+
+
+@pytest.fixture
+def ask(request: pytest.FixtureRequest, api: Api, tmp_path: Path) -> Iterator[Ask]:
+    """A client, as the server side, and as alice for what is an end user's own."""
+    client: str = request.param
+    with ExitStack() as stack:
+        if client == "python postgrest":
+            yield _python(api, stack)
+            return
+        (tmp_path / "node").mkdir()
+        node = Node(api, tmp_path / "node")
+        stack.callback(node.close)
+
+        def ask(name: str, arguments: Arguments, **how: Any) -> tuple[Any, Any]:
+            answer = node.ask(client=client[:-3], token=_token(name), name=name, args=arguments, **how)
+            return answer["data"], answer["error"] and {key: answer["error"][key] for key in _ERROR}
+
+        yield ask
+
+
+_ERROR = ("code", "message", "details", "hint")
+
+
+def _token(name: str) -> str:
+    return signed_in("alice") if name.startswith("my_") else SERVER_SIDE
+
+
+def _python(api: Api, stack: ExitStack) -> Ask:
+    module = pytest.importorskip("postgrest")
+
+    def ask(name: str, arguments: Arguments, select: str = "", get: bool = False) -> tuple[Any, Any]:
+        client = module.SyncPostgrestClient(api.url, schema="ducto", headers={"Authorization": f"Bearer {_token(name)}"})
+        with client:
+            call = client.rpc(name, arguments, get=get)
+            try:
+                return (call.select(select) if select else call).execute().data, None
+            except module.APIError as error:
+                return None, {key: getattr(error, key) for key in _ERROR}
+
+    return ask
+
+
+@pytest.mark.parametrize("ask", CLIENTS, indirect=True)
+class TestEveryRpc:
+    def test_each_answers_as_in_sql(self, ask: Ask, expected: list[Any], priced: Connection) -> None:
+        found = Scenario(ask).run()
+        for answer, by_sql in zip(found, expected, strict=True):
+            assert answer == by_sql
+        assert CreditManager(priced).verify_ledger() == []
+
+    def test_costs_are_exact_as_text(self, ask: Ask, priced: Connection) -> None:
+        """A double has 15 digits; `cost::text` has all of them. Credits are whole and below 2^53."""
+        CreditManager(priced).add_credits("alice", 2**53 - 1)
+        usage = {"model": "ratio", "input_tokens": 100000000000001, "output_tokens": 3}
+        data, error = ask("deduct", {"p_user_id": "alice", "p_metrics": usage}, select="*,cost::text")
+        assert error is None
+        assert data["cost"] == "33333333333333.6666666666666667"
+        assert data["balance_after"] == 2**53 - 1 - 33333333333333
+        rows, error = ask("list_transactions", {"p_user_id": "alice"}, select="seq,cost::text,carry_after::text")
+        assert rows[0] == {"seq": 2, "cost": "33333333333333.6666666666666667", "carry_after": "0.6666666666666667"}
+        assert error is None
+
+    def test_what_reads_can_be_had_by_get(self, ask: Ask, priced: Connection) -> None:
+        CreditManager(priced).add_credits("alice", 10)
+        data, error = ask("get_balance", {"p_user_id": "alice"}, get=True)
+        assert (data["balance"], error) == (10, None)
+        data, error = ask("calculate_cost", {"p_metrics": exactjson.dumps(USAGE)}, get=True)
+        assert (data["total"] * 2, error) == (9, None)
+        data, error = ask("deduct_credits", {"p_user_id": "alice", "p_amount": 1}, get=True)
+        assert (data, error["code"]) == (None, "25006")
+        assert CreditManager(priced).get_balance("alice").balance == 10
+
+
+def test_every_rpc_and_argument_is_among_the_steps(conn: Connection) -> None:
+    given: dict[str, set[str]] = {}
+    omitted: dict[str, set[str]] = {}
+    wanted = {}
+    for name, names, defaults in conn.execute(
+        "select proname, coalesce(proargnames, '{}'), pronargdefaults from pg_proc"
+        " where pronamespace = 'ducto'::regnamespace and proname <> 'erase_user'"
+    ):
+        calls = [{f"p_{key}" for key in arguments} for _, called, arguments in STEPS if called == name]
+        wanted[name] = (set(names), set(names[len(names) - defaults :]))
+        given[name] = set[str]().union(*calls)
+        omitted[name] = set[str]().union(*(set(names) - call for call in calls))
+        assert calls, name
+    assert {name: (given[name], omitted[name]) for name in wanted} == wanted
+
+
+class TestServer:
+    def test_erasing_is_the_owners_alone(self, api: Api) -> None:
+        reply = api.ask("rpc/erase_user", {"p_user_id": "alice"})
+        assert (reply.status, reply.body["code"]) == (403, "42501")
+
+    def test_a_refusal_is_an_answer_and_an_error_a_status(self, api: Api) -> None:
+        refused = api.ask("rpc/deduct_credits", {"p_user_id": "nobody", "p_amount": 1})
+        assert (refused.status, refused.body["error"]) == (200, "account_not_found")
+        wrong = api.ask("rpc/deduct", {"p_user_id": "nobody", "p_metrics": {"model": "gtp", "input_tokens": 1}})
+        assert (wrong.status, wrong.body["code"]) == (400, "DU003")
+        misnamed = api.ask("rpc/get_balance", {"p_user": "alice"})
+        assert (misnamed.status, misnamed.body["code"]) == (404, "PGRST202")
+
+    def test_a_name_is_never_ambiguous(self, api: Api, priced: Connection) -> None:
+        """PGRST203 is what PostgREST answers where it cannot choose."""
+        for name, names, defaults in priced.execute(
+            "select proname, coalesce(proargnames, '{}'), pronargdefaults from pg_proc"
+            " where pronamespace = 'ducto'::regnamespace and proname <> 'erase_user'"
+        ).fetchall():
+            for last in {len(names) - defaults, len(names)}:
+                reply = api.ask(f"rpc/{name}", dict.fromkeys(names[:last]))
+                assert reply.status in (200, 400) or name.startswith("my_"), (name, reply)
+                assert reply.status == 200 or not reply.body["code"].startswith("PGRST"), (name, reply)
+
+    def test_setup_makes_it_read_the_schema_anew(self, roles: None, server_conn: Connection, tmp_path: Path) -> None:
+        server_conn.execute("create schema ducto")
+        dsn = psycopg.conninfo.make_conninfo(server_conn.info.dsn)
+        with postgrest(dsn, tmp_path) as api:
+            assert api.ask("rpc/version", {}).status in (403, 404)
+            ducto_pg.setup(server_conn).or_raise()
+            deadline = time.monotonic() + 20
+            while (reply := api.ask("rpc/version", {})).status != 200 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert reply.body == ducto_pg.__version__
+            unpriced = api.ask("rpc/calculate_cost", {"p_metrics": USAGE})
+            assert (unpriced.status, unpriced.body["code"]) == (400, "DU001")
