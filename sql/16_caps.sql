@@ -23,13 +23,14 @@ begin
   return (
     select coalesce(-sum(t.amount), 0)
     from ducto_private.transactions as t
-    left join ducto_private.transaction_details as d on t.type = 'refund' and d.transaction_id = t.transaction_id
-      and d.account_id = t.account_id
-    left join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
     where t.account_id = p_account_id and t.seq > v_seq and t.type in ('usage', 'refund')
       and (p_model = '' or p_model in (t.model, t.resolved_model))
       and (p_actor_id is null or t.actor_id = p_actor_id)
-      and ducto_private.window_of(p_period, coalesce(c.created_at, t.created_at), p_zone) = p_first);
+      and ducto_private.window_of(p_period, case t.type when 'usage' then t.created_at else (
+        select c.created_at
+        from ducto_private.transaction_details as d
+        join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
+        where d.transaction_id = t.transaction_id and d.account_id = t.account_id) end, p_zone) = p_first);
 end
 $$;
 

@@ -455,6 +455,7 @@ set standard_conforming_strings = on
 as $$
 declare
   v_ids text[];
+  v_unopened text[] := array[]::text[];
   v_charge jsonb;
   v_account_id text;
   v_member text;
@@ -473,21 +474,19 @@ begin
   perform ducto_private.quote(null, null, null, null, false);
   -- All accounts are locked before any is changed, always in the same order; those not yet open by their name.
   v_ids := array(
-    select coalesce(c.value ->> 'team_id', c.value ->> 'user_id')
+    select distinct coalesce(c.value ->> 'team_id', c.value ->> 'user_id') collate "C" as id
     from jsonb_array_elements(p_charges) as c (value)
-    where jsonb_typeof(c.value) = 'object');
-  perform
-  from ducto_private.accounts as a
-  where a.account_id = any (v_ids)
-  order by a.account_id
-  for no key update;
-  perform pg_advisory_xact_lock(n.name)
-  from (
-    select distinct hashtextextended(i.id, 7235512) as name
-    from unnest(v_ids) as i (id)
-    where i.id is not null and not exists (select from ducto_private.accounts as a where a.account_id = i.id)
-    order by name
-  ) as n;
+    where jsonb_typeof(c.value) = 'object' and coalesce(c.value ->> 'team_id', c.value ->> 'user_id') is not null
+    order by id);
+  foreach v_account_id in array v_ids loop
+    perform from ducto_private.accounts as a where a.account_id = v_account_id for no key update;
+    if not found then
+      v_unopened := v_unopened || v_account_id;
+    end if;
+  end loop;
+  foreach v_account_id in array v_unopened loop
+    perform pg_advisory_xact_lock(hashtextextended(v_account_id, 7235512));
+  end loop;
   for v_charge in
     select c.value from jsonb_array_elements(p_charges) with ordinality as c (value, place) order by c.place
   loop
@@ -606,10 +605,10 @@ begin
   if v_charge.type <> 'usage' or v_charged = 0 then
     return ducto_private.refund_refusal('not_refundable', v_account);
   end if;
-  select coalesce(sum(t.amount - t.allowance_used::numeric + t.allowance_lapsed), 0), coalesce(sum(t.amount), 0)
+  select coalesce(sum(t.amount - t.allowance_used::numeric + d.allowance_lapsed), 0), coalesce(sum(t.amount), 0)
   into v_refunded, v_given
   from ducto_private.transaction_details as d
-  join ducto_private.ledger as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+  join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
   where d.account_id = v_account.account_id and d.refers_to = v_charge.transaction_id and t.type = 'refund';
   if v_refunded >= v_charged then
     return ducto_private.refund_refusal('already_refunded', v_account);

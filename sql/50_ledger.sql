@@ -94,17 +94,23 @@ begin
   if p_to is not null then
     v_to := ducto_private.seq_at(p_user_id, p_to, true);
   end if;
+  -- Each row's details are looked up by its id: planned as one join on a young database, they would be scanned for each.
   return query
   select a.*
-  from ducto_private.ledger as t
+  from (
+    select r.transaction_id
+    from ducto_private.transactions as r
+    where r.account_id = p_user_id
+      and r.seq > v_from
+      and r.seq <= v_to
+      and (p_before is null or r.seq < p_before)
+      and (p_type is null or r.type = p_type)
+    order by r.seq desc
+    limit coalesce(p_limit, 50)
+  ) as r
+  cross join lateral ducto_private.find_transaction(r.transaction_id::text, p_user_id) as t
   cross join lateral ducto_private.transaction_answer(t) as a
-  where t.account_id = p_user_id
-    and t.seq > v_from
-    and t.seq <= v_to
-    and (p_before is null or t.seq < p_before)
-    and (p_type is null or t.type = p_type)
-  order by t.seq desc
-  limit coalesce(p_limit, 50);
+  order by t.seq desc;
 end
 $$;
 comment on function ducto.list_transactions is

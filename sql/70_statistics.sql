@@ -107,7 +107,7 @@ declare
 begin
   if p_from < p_to then
     for v_account in
-      select a.account_id, coalesce(r.seq, 0) as seq
+      select a.account_id, a.seq, coalesce(r.seq, 0) as counted
       from ducto_private.accounts as a
       left join ducto_private.rollup_accounts as r on r.account_id = a.account_id
       where a.seq > coalesce(r.seq, 0) and coalesce(r.changed_at < p_to, true)
@@ -115,7 +115,7 @@ begin
       return query
       select u.*
       from ducto_private.usage as u
-      where u.account_id = v_account.account_id and u.seq > v_account.seq and u.counts
+      where u.account_id = v_account.account_id and u.seq > v_account.counted and u.seq <= v_account.seq and u.counts
         and u.created_at >= p_from and u.created_at < p_to;
     end loop;
   end if;
@@ -409,6 +409,13 @@ begin
   select r.account_id, 'a rollup counts rows that exist', format('at most %s', coalesce(a.seq, 0)), r.seq::text, null, null
   from ducto_private.rollup_accounts as r
   left join ducto_private.accounts as a on a.account_id = r.account_id
-  where r.seq > coalesce(a.seq, 0);
+  where r.seq > coalesce(a.seq, 0)
+  union all
+  select null, 'the rollups know how far they have counted', format('%s, until %s', coalesce(sum(r.seq), 0), max(r.changed_at)),
+    format('%s, until %s', s.counted, s.changed_at), null, null
+  from ducto_private.rollup_state as s
+  left join ducto_private.rollup_accounts as r on true
+  group by s.counted, s.changed_at
+  having s.counted <> coalesce(sum(r.seq), 0) or s.changed_at is distinct from max(r.changed_at);
 end
 $$;

@@ -85,7 +85,7 @@ def _packages() -> Path:
 @contextmanager
 def supabase_roles(server: Server) -> Iterator[None]:
     """The roles that Supabase has: those of end users, and the one as which PostgREST connects."""
-    statements = [
+    statements: list[sql.SQL | sql.Composed] = [
         *(sql.SQL("create role {} nologin").format(sql.Identifier(name)) for name in API_ROLES),
         sql.SQL("create role authenticator login noinherit password {}").format(sql.Literal(PASSWORD)),
         sql.SQL("grant anon, authenticated, service_role to authenticator"),
@@ -244,4 +244,6 @@ def supabase_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     environment = os.environ | {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "PGSSLMODE": "disable"}
     environment |= {"HOME": str(folder), "CI": "true"}
     command = [str(program("@supabase/cli-linux-x64/bin/supabase")), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )

@@ -28,9 +28,19 @@ CALL = {
     *("get_active_pricing", "get_balance", "get_pricing_config", "get_pricing_history", "get_reservation"),
     *("get_transaction", "list_reservations", "list_transactions"),
     *("reserve", "reserve_credits", "extend_reservation", "release_reservation"),
-    *("deduct", "deduct_credits", "deduct_fixed", "refund_credits"),
+    *("deduct", "deduct_credits", "deduct_fixed", "deduct_batch", "refund_credits"),
+    *("get_user_plan", "check_allowance", "check_feature", "check_spend_cap", "list_spend_caps"),
+    *("get_team", "get_team_balance", "get_team_members"),
+    *("reserve_team", "reserve_team_credits", "deduct_team", "deduct_team_credits"),
+    *("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "top_users"),
 }
-ADMIN = CALL | {"activate_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"}
+ADMIN = CALL | {
+    *("activate_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
+    *("set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
+    *("create_team", "add_team_member", "remove_team_member", "fetch_events", "ack_events", "rollup_usage"),
+}
+OWN = {"my_balance", "my_plan", "my_transactions"}
+OWNER_ONLY = {"erase_user"}
 VIEWS = {"accounts", "lots", "reservations", "transactions"}
 
 _numbers = count()
@@ -87,17 +97,18 @@ class TestGrants:
             role(name)
         ducto_pg.setup(conn).or_raise()
         self.check(conn, "service_role", ADMIN, set())
-        self.check(conn, "authenticated", set(), set(), {"ducto"})
+        self.check(conn, "authenticated", OWN, set())
         self.check(conn, "anon", set(), set())
 
     def test_every_function_has_an_audience(self, conn: Connection) -> None:
         found = names(conn, "select proname from pg_proc where pronamespace = 'ducto'::regnamespace")
-        assert found == ADMIN
+        assert found == ADMIN | OWN | OWNER_ONLY
         for name, audience in conn.execute(
             "select p.proname, ducto_private.audiences(p.proname)"
             " from pg_proc as p where p.pronamespace = 'ducto'::regnamespace"
         ):
-            assert audience == (["call", "admin"] if name in CALL else ["admin"]), name
+            expected = ["call", "admin"] if name in CALL else ["admin"] if name in ADMIN else ["own"]
+            assert audience == (expected if name not in OWNER_ONLY else []), name
 
     @staticmethod
     def check(
@@ -224,6 +235,20 @@ class TestNoWayIn:
             lambda: clerk.add_credits("alice", 1),
             lambda: clerk.remove_credits("alice", 1),
             lambda: clerk.set_credit_limit("alice", 1),
+            lambda: clerk.set_user_plan("alice"),
+            lambda: clerk.set_spend_cap("alice", 1),
+            lambda: clerk.remove_spend_cap("alice", "daily"),
+            lambda: clerk.create_team("mine", 1000),
+            lambda: clerk.add_team_member("crew", "alice"),
+            lambda: clerk.remove_team_member("crew", "alice"),
+            lambda: clerk.sweep_expired_credits(),
+            lambda: clerk.fetch_events(),
+            lambda: clerk.ack_events([]),
+            lambda: clerk.rollup_usage(),
+            lambda: clerk.erase_user("alice"),
+            lambda: boss.erase_user("alice"),
+            lambda: clerk.my_balance(),
+            lambda: boss.my_transactions(),
             lambda: clerk.activate_pricing(1),
             lambda: clerk.verify_ledger(),
             lambda: clerk.publish_pricing(PRICES, "mine"),
@@ -256,6 +281,7 @@ PRICES: dict[str, Any] = {
             "name": "It's \\ free",
             "free_allowance": 10,
             "rate_overrides": {ODD: "input_tokens * 0.02"},
+            "features": {"f'eat\\": [1]},
         }
     },
     "default_plan": "fr'ee\\",
@@ -264,6 +290,7 @@ PRICES: dict[str, Any] = {
 }
 
 _OWN = {"user_id", "refers_to", "account_id", "seq", "created_at", "expires_at", "ended_at", "timestamp"}
+_OWN |= {"period_start", "period_end", "top_user"}
 
 
 def scenario(manager: CreditManager, admin: CreditManager, user: str) -> list[Any]:
@@ -322,6 +349,7 @@ def scenario(manager: CreditManager, admin: CreditManager, user: str) -> list[An
     note(manager.explain_transaction(charge.transaction_id))
     note(manager.list_transactions(user, from_=before, to=before + timedelta(seconds=60)))
     note(manager.get_balance(user, datetime.now(UTC)))
+    spend(note, manager, admin, user, usage)
     fails(lambda: manager.deduct(user, {"model": "unheard 'of\\", "input_tokens": 1}))
     fails(lambda: manager.deduct(user, {**usage, "inputTokens": 1}))
     fails(lambda: manager.deduct_fixed(user, "re'port"))
@@ -329,6 +357,49 @@ def scenario(manager: CreditManager, admin: CreditManager, user: str) -> list[An
     fails(lambda: manager.deduct_credits(f" {user}", 1))
     fails(lambda: manager.reserve_credits(user, 1, ttl_seconds=0))
     return answers
+
+
+def spend(
+    note: Callable[[Any], Any], manager: CreditManager, admin: CreditManager, user: str, usage: Mapping[str, Any]
+) -> None:
+    """The part of the scenario with a plan, caps, lots, a team, a batch and statistics."""
+    start, end = datetime.now(UTC), datetime.now(UTC) + timedelta(minutes=1)
+    team, key = f'{user}\'s \\ "team"', "ke'y \\"
+    admin.set_user_plan(user, "fr'ee\\").or_raise()
+    admin.set_spend_cap(user, 2000, "monthly", ODD, "warn").or_raise()
+    admin.add_credits(user, 50, "promotion", expires_at=end).or_raise()
+    admin.create_team("it's a \\ team", 500, team_id=team).or_raise()
+    admin.add_team_member(team, user, "o'wner\\", 50, "daily").or_raise()
+    note(manager.get_user_plan(user))
+    note(manager.check_allowance(user))
+    note(manager.check_feature(user, "f'eat\\"))
+    note(manager.check_feature(user, "it's \\"))
+    note(manager.list_spend_caps(user))
+    note(manager.check_spend_cap(user, ODD, 1950))
+    note(manager.get_team(team))
+    note(manager.get_team_balance(team))
+    hold = note(manager.reserve_team(team, user, usage, "o'p\\", idempotency_key=key))
+    note(manager.deduct_team(team, user, usage, key, {"it's": "\\"}, hold.reservation_id))
+    note(manager.reserve_team_credits(team, user, 5, model="E'\\''"))
+    note(manager.deduct_team_credits(team, user, 1000))
+    note(manager.deduct_team_credits(team, f"no {user}", 1))
+    note(manager.get_team_members(team))
+    note(
+        manager.deduct_batch(
+            [
+                {"user_id": user, "metrics": usage, "idempotency_key": f"batch {key}"},
+                {"user_id": user, "job": "re'port\\"},
+                {"team_id": team, "user_id": user, "amount": 2, "model": "plain", "metadata": {"\\": "'"}},
+                {"user_id": user, "amount": -1},
+                {"user_id": user, "metrics": {"model": "unheard 'of\\", "input_tokens": 1}},
+            ]
+        )
+    )
+    note([row for row in manager.spend_by_user(start, end) if row.user_id == user])
+    note(manager.spend_by_model(start, end))
+    note(manager.daily_spend(start, end))
+    note(manager.top_users(1, start, end))
+    note(manager.aggregate_stats(start, end))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ A caller whose snapshot is older than what another session has done since is rig
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -23,6 +24,7 @@ CONFIG: dict[str, Any] = {
     "models": {"gpt-4": "input_tokens * 0.5", "inverse": "1 / input_tokens"},
     "fixed": {"report": 7},
     "min_balance": 0,
+    "plans": {"pro": {"id": "pro", "name": "Pro", "features": {"export": "csv"}}},
 }
 DEARER: dict[str, Any] = {**CONFIG, "models": {"gpt-4": "input_tokens * 3"}, "fixed": {"report": 70}}
 USAGE = {"model": "gpt-4", "input_tokens": 60}
@@ -48,20 +50,66 @@ STEPS: dict[str, Step] = {
     "add with a key": lambda m, at: m.add_credits(at["user"], 5, idempotency_key="one"),
     "remove": lambda m, at: m.remove_credits(at["user"], 30, transaction_id=at["grant"]),
     "limit": lambda m, at: m.set_credit_limit(at["user"], 3),
+    "add what expires": lambda m, at: m.add_credits(at["user"], 5, expires_at=datetime.now(UTC) + timedelta(days=1)),
+    "charge in a batch": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": 30}])[0],
+    "set a plan": lambda m, at: m.set_user_plan(at["user"], "pro"),
+    "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
 }
+
+# The same of a team.
+TEAM_STEPS: dict[str, Step] = {
+    "hold": lambda m, at: m.reserve_team_credits(at["team"], at["user"], 30),
+    "charge": lambda m, at: m.deduct_team(at["team"], at["user"], USAGE),
+    "charge with a key": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 30, idempotency_key="one"),
+    "settle": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 30, at["team hold"]),
+    "refund": lambda m, at: m.refund_credits(at["team charge"]),
+    "add a member": lambda m, at: m.add_team_member(at["team"], "another"),
+    "change a member": lambda m, at: m.add_team_member(at["team"], at["user"], "lead", 90, "daily"),
+    "remove a member": lambda m, at: m.remove_team_member(at["team"], "bystander"),
+    "remove a cap": lambda m, at: m.remove_spend_cap(at["team"], "monthly"),
+    "add": lambda m, at: m.add_credits(at["team"], 5),
+}
+
+
+def mine(name: str) -> Step:
+    """A call of an end user's own, who is signed in."""
+
+    def step(manager: CreditManager, at: Scene) -> Any:
+        claims = f'{{"sub": "{at["user"]}"}}'
+        connection(manager).execute("select set_config('request.jwt.claims', %s, false)", [claims])
+        return getattr(manager, name)()
+
+    return step
+
 
 # Every call that only reads.
 READS: dict[str, Step] = {
+    "aggregate_stats": lambda m, at: m.aggregate_stats(),
     "calculate_cost": lambda m, at: m.calculate_cost(USAGE, at["user"]),
+    "check_allowance": lambda m, at: m.check_allowance(at["user"]),
+    "check_feature": lambda m, at: m.check_feature(at["user"], "export"),
+    "check_spend_cap": lambda m, at: m.check_spend_cap(at["user"], "capped", 1),
+    "daily_spend": lambda m, at: m.daily_spend(),
     "explain_transaction": lambda m, at: m.explain_transaction(at["charge"]),
     "get_active_pricing": lambda m, at: m.get_active_pricing(),
     "get_balance": lambda m, at: m.get_balance(at["user"]),
     "get_pricing_config": lambda m, at: m.get_pricing_config(1),
     "get_pricing_history": lambda m, at: m.get_pricing_history(),
     "get_reservation": lambda m, at: m.get_reservation(at["hold"]),
+    "get_team": lambda m, at: m.get_team(at["team"]),
+    "get_team_balance": lambda m, at: m.get_team_balance(at["team"]),
+    "get_team_members": lambda m, at: m.get_team_members(at["team"]),
     "get_transaction": lambda m, at: m.get_transaction(at["charge"]),
+    "get_user_plan": lambda m, at: m.get_user_plan(at["user"]),
     "list_reservations": lambda m, at: m.list_reservations(at["user"]),
+    "list_spend_caps": lambda m, at: m.list_spend_caps(at["user"]),
     "list_transactions": lambda m, at: m.list_transactions(at["user"]),
+    "my_balance": mine("my_balance"),
+    "my_plan": mine("my_plan"),
+    "my_transactions": mine("my_transactions"),
+    "spend_by_model": lambda m, at: m.spend_by_model(),
+    "spend_by_user": lambda m, at: m.spend_by_user(),
+    "top_users": lambda m, at: m.top_users(),
     "verify_ledger": lambda m, at: m.verify_ledger(at["user"]),
     "version": lambda m, at: m.version(),
 }
@@ -101,6 +149,17 @@ def scene(manager: CreditManager, user: str) -> Scene:
     }
 
 
+def team_scene(manager: CreditManager, user: str) -> Scene:
+    """A team with balance 80, of which 30 are held for the user, a charge of 20, a cap and one more member."""
+    team = manager.create_team("Team", 100, team_id=f"the team of {user}").or_raise().team_id
+    for member in (user, "bystander"):
+        manager.add_team_member(team, member, "member", 90).or_raise()
+    manager.set_spend_cap(team, 500, "monthly").or_raise()
+    charge = manager.deduct_team_credits(team, user, 20).or_raise()
+    hold = manager.reserve_team_credits(team, user, 30).or_raise()
+    return {"team": team, "team charge": charge.transaction_id, "team hold": hold.reservation_id}
+
+
 def take_snapshot(conn: Connection) -> None:
     conn.rollback()
     conn.execute("select count(*) from ducto_private.accounts")
@@ -113,8 +172,15 @@ def contents(conn: Connection) -> list[Any]:
         for table in (
             "accounts",
             "transactions",
+            "transaction_details",
             "reservations",
             "hold_keys",
+            "credit_lots",
+            "lot_entries",
+            "spend_caps",
+            "teams",
+            "team_members",
+            "events",
             "pricing_versions",
             "activations",
             "plans",
@@ -123,13 +189,20 @@ def contents(conn: Connection) -> list[Any]:
 
 
 class TestOlderSnapshots:
+    @pytest.mark.parametrize(("steps", "begin"), [(STEPS, scene), (TEAM_STEPS, team_scene)], ids=["user", "team"])
     def test_whatever_changed_the_account_stops_whatever_would(
-        self, other: CreditManager, late: CreditManager, late_conn: Connection
+        self,
+        other: CreditManager,
+        late: CreditManager,
+        late_conn: Connection,
+        steps: dict[str, Step],
+        begin: Callable[[CreditManager, str], Scene],
     ) -> None:
         wrong = []
-        for first, change in STEPS.items():
-            for then, step in STEPS.items():
-                at = scene(other, f"{first}, {then}")
+        for first, change in steps.items():
+            for then, step in steps.items():
+                user = f"{first}, {then}"
+                at = {"user": user, **begin(other, user)}
                 take_snapshot(late_conn)
                 change(other, at).or_raise()
                 try:
@@ -270,10 +343,10 @@ class TestOlderSnapshots:
     def test_it_reads_what_its_snapshot_shows(
         self, other: CreditManager, late: CreditManager, late_conn: Connection
     ) -> None:
-        at = scene(other, "alice")
+        at = scene(other, "alice") | team_scene(other, "alice")
         take_snapshot(late_conn)
         before = {name: read(late, at) for name, read in READS.items()}
-        for change in STEPS.values():
+        for change in (*STEPS.values(), *TEAM_STEPS.values()):
             change(other, at)
         assert {name: read(late, at) for name, read in READS.items()} == before
         balance = before["get_balance"]
@@ -370,18 +443,18 @@ class TestReadOnly:
     def test_reads_answer_in_a_read_only_transaction(
         self, other: CreditManager, connect: Connect, level: IsolationLevel, deferrable: bool
     ) -> None:
-        at = scene(other, "alice")
+        at = scene(other, "alice") | team_scene(other, "alice")
         session = connect(autocommit=False)
         session.isolation_level, session.read_only, session.deferrable = level, True, deferrable
         for name, read in READS.items():
             assert read(CreditManager(session), at) == read(other, at), name
 
     def test_writes_are_refused_there(self, other: CreditManager, connect: Connect, conn: Connection) -> None:
-        at = scene(other, "alice")
+        at = scene(other, "alice") | team_scene(other, "alice")
         before = contents(conn)
         session = connect(autocommit=False)
         session.read_only = True
-        for step in STEPS.values():
+        for step in (*STEPS.values(), *TEAM_STEPS.values()):
             with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                 step(CreditManager(session), at)
             session.rollback()
@@ -398,6 +471,15 @@ REFUSED: dict[str, Step] = {
     "refund_exceeds_original": lambda m, at: m.refund_credits(at["charge"], 21),
     "exceeds_grant": lambda m, at: m.remove_credits(at["user"], 101, transaction_id=at["grant"]),
     "idempotency_conflict": lambda m, at: m.deduct_credits(at["user"], 2, idempotency_key="key"),
+    "spend_cap_exceeded": lambda m, at: m.deduct_credits(at["user"], 1, model="capped"),
+    "cap_not_found": lambda m, at: m.remove_spend_cap(at["user"], "monthly"),
+    "plan_not_found": lambda m, at: m.set_user_plan(at["user"], "gold"),
+    "is_a_team": lambda m, at: m.deduct_credits(at["team"], 1),
+    "team_exists": lambda m, at: m.create_team("Other", team_id=at["team"]),
+    "team_not_found": lambda m, at: m.add_team_member(at["user"], "bob"),
+    "not_a_member": lambda m, at: m.deduct_team_credits(at["team"], "bob", 1),
+    "member_cap_exceeded": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 71),
+    "invalid_argument": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": -1}])[0],
 }
 MISUSE: dict[str, Step] = {
     "22023": lambda m, at: m.deduct_credits(at["user"], -1),
@@ -412,7 +494,8 @@ MISUSE: dict[str, Step] = {
 class TestTheCallersTransaction:
     @pytest.fixture
     def at(self, other: CreditManager) -> Scene:
-        at = scene(other, "alice")
+        at = scene(other, "alice") | team_scene(other, "alice")
+        other.set_spend_cap("alice", 0, model="capped").or_raise()
         at["released"] = other.reserve_credits("alice", 1).or_raise().reservation_id
         other.release_reservation(at["released"]).or_raise()
         other.add_credits("alice", 1, idempotency_key="key").or_raise()
@@ -453,8 +536,9 @@ class TestTheCallersTransaction:
 
     def test_what_is_rolled_back_never_was(self, other: CreditManager, session: Connection, conn: Connection) -> None:
         manager = CreditManager(session)
-        for name, step in STEPS.items():
-            at = scene(other, name)
+        everything = {**STEPS, **{f"{name} of a team": step for name, step in TEAM_STEPS.items()}}
+        for name, step in everything.items():
+            at = scene(other, name) | team_scene(other, name)
             before = contents(conn)
             with session.transaction(force_rollback=True):
                 step(manager, at).or_raise()

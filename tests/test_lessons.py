@@ -62,6 +62,12 @@ KEYED: dict[str, Callable[[CreditManager, str], Any]] = {
     "add_credits to a new account": lambda m, _: m.add_credits("new", 5, idempotency_key="k"),
     "remove_credits": lambda m, _: m.remove_credits("u", 5, idempotency_key="k"),
     "refund_credits": lambda m, charge: m.refund_credits(charge, 5, idempotency_key="k"),
+    "deduct_batch": lambda m, _: m.deduct_batch([{"user_id": "u", "amount": 5, "idempotency_key": "k"}])[0],
+    "create_team": lambda m, _: m.create_team("Team", 5, idempotency_key="k"),
+    "reserve_team": lambda m, _: m.reserve_team("crew", "u", {"model": "any", "points": 5}, idempotency_key="k"),
+    "reserve_team_credits": lambda m, _: m.reserve_team_credits("crew", "u", 5, idempotency_key="k"),
+    "deduct_team": lambda m, _: m.deduct_team("crew", "u", {"model": "any", "points": 5}, idempotency_key="k"),
+    "deduct_team_credits": lambda m, _: m.deduct_team_credits("crew", "u", 5, idempotency_key="k"),
 }
 
 
@@ -70,6 +76,8 @@ def test_simultaneous_calls_with_one_key_have_one_effect_and_one_answer(
     credits: CreditManager, connect: Connect, call: Callable[[CreditManager, str], Any]
 ) -> None:
     charge = credits.deduct_credits("u", 50).or_raise().transaction_id
+    credits.create_team("The crew", 100, team_id="crew").or_raise()
+    credits.add_team_member("crew", "u").or_raise()
     answers = together(connect, lambda manager, _: call(manager, charge).or_raise())
     assert sorted(answer.idempotent for answer in answers) == [False] + [True] * (SESSIONS - 1)
     assert len({answer.model_copy(update={"idempotent": True}).model_dump_json() for answer in answers}) == 1
@@ -191,6 +199,49 @@ def test_activating_an_earlier_version_brings_its_plans_back(conn: Connection) -
     assert manager.get_balance("u").available == 40
     manager.activate_pricing(1)
     assert manager.get_balance("u").available == 10
+
+
+def test_publishing_a_plan_away_takes_it_from_nobody_and_back_again_gives_its_new_terms(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    free = {"id": "free", "name": "Free", "free_allowance": 10, "rate_overrides": {"any": "points * 2"}}
+    manager.publish_pricing(CONFIG | {"plans": {"free": free}})
+    manager.set_user_plan("u", "free").or_raise()
+    usage = {"model": "any", "points": 2}
+    for plans, cost, left in (
+        ({}, 4, 6),
+        ({"other": {"id": "other", "name": "Other"}}, 4, 2),
+        ({"free": free | {"free_allowance": 30, "rate_overrides": {}}}, 2, 20),
+    ):
+        manager.publish_pricing(CONFIG | {"plans": plans})
+        assert manager.deduct("u", usage).or_raise().cost == cost
+        assert manager.check_allowance("u").allowance_remaining == left
+    assert manager.verify_ledger() == []
+
+
+def test_metadata_names_no_model_member_or_expiry(credits: CreditManager) -> None:
+    spoofed = {"model": "cheap", "actor_id": "eve", "expires_at": "2000-01-01", "plan_id": "pro", "user_id": "eve"}
+    credits.create_team("The crew", 100, team_id="crew").or_raise()
+    credits.add_team_member("crew", "u").or_raise()
+    credits.set_spend_cap("u", 5, model="any").or_raise()
+    credits.add_credits("u", 10, metadata=spoofed).or_raise()
+    assert credits.deduct("u", {"model": "any", "points": 6}, metadata=spoofed).error == "spend_cap_exceeded"
+    charge = credits.deduct_team_credits("crew", "u", 5, metadata=spoofed).or_raise().transaction_id
+    row = credits.get_transaction(charge)
+    assert (row.actor_id, row.model, row.plan_id, row.metadata) == ("u", None, None, spoofed)
+    assert credits.sweep_expired_credits(True).expired_count == 0
+    assert {row.user_id for row in credits.spend_by_user()} == {"u"}
+
+
+def test_balances_are_told_once_on_the_way_down(credits: CreditManager, conn: Connection) -> None:
+    credits.publish_pricing(CONFIG | {"low_balance": 20})
+    for amount in (70, 9, 1, 5, 5):
+        credits.deduct_credits("u", amount).or_raise()
+    types = conn.execute("select type from ducto_private.events where type = 'low_balance'").fetchall()
+    assert len(types) == 1
+    credits.add_credits("u", 50).or_raise()
+    credits.deduct_credits("u", 45).or_raise()
+    types = conn.execute("select type from ducto_private.events where type = 'low_balance'").fetchall()
+    assert len(types) == 2
 
 
 def test_a_label_and_a_plan_come_back_as_they_were_given(conn: Connection) -> None:

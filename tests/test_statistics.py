@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections import defaultdict
@@ -620,9 +621,11 @@ def test_rollups_and_readers_amid_charges(shop: CreditManager, conn: Connection,
         ("update ducto_private.rollup_users set cost = cost + 1", "sum"),
         ("delete from ducto_private.rollup_models", "sum"),
         ("insert into ducto_private.rollup_users values ('2030-01-01', 'ghost', 1, 1, 0, 0, 1)", "sum"),
-        ("update ducto_private.rollup_accounts set seq = seq - 1", "sum"),
-        ("update ducto_private.rollup_accounts set seq = seq + 1", "exist"),
-        ("insert into ducto_private.rollup_accounts values ('ghost', 1, now())", "exist"),
+        ("update ducto_private.rollup_accounts set seq = seq - 1", "sum|how far"),
+        ("update ducto_private.rollup_accounts set seq = seq + 1", "exist|how far"),
+        ("insert into ducto_private.rollup_accounts values ('ghost', 1, now())", "exist|how far"),
+        ("update ducto_private.rollup_state set counted = 1", "how far"),
+        ("update ducto_private.rollup_state set changed_at = '2020-01-01'", "how far"),
     ],
 )
 def test_what_the_rollups_got_wrong_is_found(
@@ -634,8 +637,9 @@ def test_what_the_rollups_got_wrong_is_found(
     conn.execute(corruption.encode())
     found = rollup_violations(conn)
     assert found
-    assert all(invariant in row[1] for row in found)
+    assert all(re.search(invariant, row[1]) for row in found)
     conn.execute("truncate ducto_private.rollup_accounts, ducto_private.rollup_users, ducto_private.rollup_models")
+    conn.execute("update ducto_private.rollup_state set counted = 0, changed_at = null")
     assert shop.rollup_usage() == 2
     assert rollup_violations(conn) == []
 

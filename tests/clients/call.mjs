@@ -3,27 +3,14 @@
 import { createInterface } from "node:readline";
 import { PostgrestClient } from "@supabase/postgrest-js";
 import { createClient } from "@supabase/supabase-js";
-import ws from "ws";
+import "./local.mjs";
 
 const url = process.argv[2];
+const schema = "ducto";
 
 const clients = {
-  postgrest: (token) =>
-    new PostgrestClient(url, { schema: "ducto", headers: token ? { Authorization: `Bearer ${token}` } : {} }),
-  supabase: (token) =>
-    createClient(url, "anon key", {
-      db: { schema: "ducto" },
-      auth: { persistSession: false, autoRefreshToken: false },
-      realtime: { transport: ws },
-      global: {
-        // Supabase serves PostgREST below /rest/v1, and its gateway takes an API key that is no token for nobody's.
-        fetch: (address, init) => {
-          if (!token) init.headers.delete("Authorization");
-          return fetch(String(address).replace("/rest/v1", ""), init);
-        },
-        headers: token ? { Authorization: `Bearer ${token}` } : {},
-      },
-    }),
+  postgrest: (token) => new PostgrestClient(url, { schema, headers: { Authorization: `Bearer ${token}` } }),
+  supabase: (token) => createClient(url, token, { db: { schema }, auth: { persistSession: false } }),
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
