@@ -82,13 +82,14 @@ $$
 """
 # An account in the middle of a day and month of so many charges, under caps on both.
 CAPPED = """
-insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at, writer,
-  pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
-select gen_random_uuid(), 1 + i, -1, 1000000000000 - i, 0, 1 + i, a.changed_at, pg_current_xact_id(), 1, a.account_id, 'usage', 0, 1,
-  %(usage)s::jsonb, 'gpt-4o-2024-08-06', 'gpt-4o'
+insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
+  created_at, writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
+select gen_random_uuid(), 1 + i, -1, 1000000000000 - i, 0, 1 + i, a.changed_at, pg_current_xact_id(), 1, a.account_id,
+  'usage', 0, 1, %(usage)s::jsonb, 'gpt-4o-2024-08-06', 'gpt-4o'
 from ducto_private.accounts as a, generate_series(1, %(charges)s) as i
 where a.account_id = %(account)s;
-update ducto_private.accounts set seq = seq + %(charges)s, revision = revision + %(charges)s, balance = balance - %(charges)s
+update ducto_private.accounts
+set seq = seq + %(charges)s, revision = revision + %(charges)s, balance = balance - %(charges)s
 where account_id = %(account)s;
 select ducto.set_spend_cap(%(account)s, 1000000000000, t) from unnest('{daily,monthly}'::text[]) as t;
 """

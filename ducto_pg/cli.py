@@ -148,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     export = _add(commands, "export", _export, dsn=True)
     export.add_argument("version", nargs="?", default="active", help="its number (default: the active one)")
     _add_publish_options(_add(commands, "compile", _compile))
+    commands = groups[""].add_parser("supabase", help="init").add_subparsers(required=True, metavar="command")
+    _add_supabase_options(_add(commands, "init", _supabase_init))
     return parser
 
 
@@ -200,6 +202,13 @@ def _add_publish_options(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--label", help="a name for the version")
     parser.add_argument("--no-activate", dest="activate", action="store_false", help="only publish; activate it later")
+
+
+def _add_supabase_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prices", metavar="CONFIG", help="a pricing config, JSON or YAML; - for standard input")
+    parser.add_argument("--label", help="a name for the version of the prices")
+    parser.add_argument("--folder", type=Path, default=Path(), help="the one that holds supabase/ (default: this one)")
+    _add_install_options(parser)
 
 
 _ROLES = {
@@ -337,6 +346,15 @@ def _compile(arguments: argparse.Namespace) -> None:
     from ducto_pg.pricing import compile_config
 
     print(compile_config(_load(arguments.config), label=arguments.label, activate=arguments.activate), end="")
+
+
+def _supabase_init(arguments: argparse.Namespace) -> None:
+    """write what setup and publish do as migrations for `supabase db push`; again, only what has changed"""
+    from ducto_pg.supabase import write_migrations
+
+    prices = _load(arguments.prices) if arguments.prices else None
+    written = write_migrations(arguments.folder, prices, arguments.label, **_install_options(arguments))
+    print("\n".join(map(str, written)) or "nothing to change")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

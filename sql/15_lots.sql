@@ -252,6 +252,8 @@ begin
     where l.remainder > 0 and l.expires_at <= v_now
     order by l.expires_at
   loop
+    -- All may be kept for holds, or an earlier lot of the account have brought us here before.
+    continue when not exists (select from ducto_private.due_lots(v_account_id, v_now) as d where d.expired > 0);
     select a.*
     into v_account
     from ducto_private.accounts as a
@@ -263,7 +265,6 @@ begin
     into v_lots, v_due
     from ducto_private.due_lots(v_account_id, v_now) as d
     where d.expired > 0;
-    -- None where all is kept for holds, or an earlier lot of the account brought us here before.
     continue when v_lots = 0;
     perform ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
     v_count := v_count + v_lots;

@@ -408,6 +408,7 @@ declare
   v_hold ducto_private.reservations;
   v_now timestamptz;
   v_due boolean;
+  v_answer ducto.reserve_result;
 begin
   v_account := ducto_private.lock_holder(p_reservation_id, p_user_id);
   if v_account.account_id is null then
@@ -437,7 +438,9 @@ begin
   update ducto_private.reservations as r
   set status = 'released', held = 0, ended_at = coalesce(r.ended_at, least(v_now, r.expires_at))
   where r.reservation_id = v_hold.reservation_id and r.account_id = v_hold.account_id;
-  return ducto_private.save_hold(v_account, v_now, v_hold, null, null, null);
+  v_answer := ducto_private.save_hold(v_account, v_now, v_hold, null, null, null);
+  v_answer.balance := (ducto_private.as_read(v_account.account_id)).balance;
+  return v_answer;
 end
 $$;
 comment on function ducto.release_reservation is 'Gives a hold back without charging. Releasing it again is not an error.';

@@ -455,7 +455,6 @@ set standard_conforming_strings = on
 as $$
 declare
   v_ids text[];
-  v_unopened text[] := array[]::text[];
   v_charge jsonb;
   v_account_id text;
   v_member text;
@@ -481,11 +480,9 @@ begin
   foreach v_account_id in array v_ids loop
     perform from ducto_private.accounts as a where a.account_id = v_account_id for no key update;
     if not found then
-      v_unopened := v_unopened || v_account_id;
+      perform pg_advisory_xact_lock(hashtextextended(v_account_id, 7235512));
+      perform from ducto_private.accounts as a where a.account_id = v_account_id for no key update;
     end if;
-  end loop;
-  foreach v_account_id in array v_unopened loop
-    perform pg_advisory_xact_lock(hashtextextended(v_account_id, 7235512));
   end loop;
   for v_charge in
     select c.value from jsonb_array_elements(p_charges) with ordinality as c (value, place) order by c.place

@@ -97,28 +97,25 @@ begin
 end
 $$;
 
--- The charges and refunds within [p_from, p_to) that were not yet counted. A loop, lest the planner join the whole ledger
--- to find a few rows of each account.
-create or replace function ducto_private.uncounted(p_from timestamptz, p_to timestamptz) returns setof ducto_private.usage
+-- The charges and refunds not yet counted, of all accounts that may have such from before p_before. A loop, lest the
+-- planner join the whole ledger to find a few rows of each account.
+create or replace function ducto_private.uncounted(p_before timestamptz) returns setof ducto_private.usage
 language plpgsql stable rows 100
 as $$
 declare
   v_account record;
 begin
-  if p_from < p_to then
-    for v_account in
-      select a.account_id, a.seq, coalesce(r.seq, 0) as counted
-      from ducto_private.accounts as a
-      left join ducto_private.rollup_accounts as r on r.account_id = a.account_id
-      where a.seq > coalesce(r.seq, 0) and coalesce(r.changed_at < p_to, true)
-    loop
-      return query
-      select u.*
-      from ducto_private.usage as u
-      where u.account_id = v_account.account_id and u.seq > v_account.counted and u.seq <= v_account.seq and u.counts
-        and u.created_at >= p_from and u.created_at < p_to;
-    end loop;
-  end if;
+  for v_account in
+    select a.account_id, a.seq, coalesce(r.seq, 0) as counted
+    from ducto_private.accounts as a
+    left join ducto_private.rollup_accounts as r on r.account_id = a.account_id
+    where a.seq > coalesce(r.seq, 0) and coalesce(r.changed_at < p_before, true)
+  loop
+    return query
+    select u.*
+    from ducto_private.usage as u
+    where u.account_id = v_account.account_id and u.seq > v_account.counted and u.seq <= v_account.seq and u.counts;
+  end loop;
 end
 $$;
 
@@ -150,7 +147,9 @@ as $$
       and u.created_at >= (p_span).days_end and u.created_at < (p_span).ends
     union all
     select u.*
-    from ducto_private.uncounted((p_span).days_start, (p_span).days_end) as u
+    from ducto_private.uncounted((p_span).days_end) as u
+    where (p_span).days_start < (p_span).days_end
+      and u.created_at >= (p_span).days_start and u.created_at < (p_span).days_end
   ) as u
   group by 1, 2
 $$;
@@ -303,7 +302,7 @@ begin
       sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded, sum(u.cost) as cost
     from (
       select u.*
-      from ducto_private.uncounted('-infinity', 'infinity') as u
+      from ducto_private.uncounted('infinity') as u
       where v_few
       union all
       select u.*

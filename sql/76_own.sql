@@ -7,7 +7,7 @@ declare
   v_claims jsonb;
 begin
   begin
-    v_claims := current_setting('request.jwt.claims', true);
+    v_claims := current_setting('request.jwt.claims', true)::jsonb;
   exception when others then
     null;
   end;

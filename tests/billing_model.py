@@ -169,6 +169,7 @@ class Account:
     members: dict[str, Member] = field(default_factory=dict)
     keys: dict[tuple[str, str], tuple[Any, Answer]] = field(default_factory=dict)
     events: list[tuple[str, Answer]] = field(default_factory=list)
+    changes: int = 0
 
     def open_holds(self, now: datetime, but: Hold | None = None) -> list[Hold]:
         return [hold for hold in self.holds if is_open(hold, now) and hold is not but]
@@ -200,6 +201,12 @@ class Account:
 
 def is_open(hold: Hold, now: datetime) -> bool:
     return hold.status == "active" and now < hold.expires_at
+
+
+def shown(hold: Hold, now: datetime) -> tuple[str, int]:
+    """A hold's status, and what it holds."""
+    expired = hold.status == "active" and not is_open(hold, now)
+    return ("expired", 0) if expired else (hold.status, hold.amount)
 
 
 def in_order(lots: Iterable[Lot]) -> list[Lot]:
@@ -342,6 +349,7 @@ class Billing:
         now = self.now(account)
         self.accounts[account.account_id] = account
         account.changed_at = now
+        account.changes += 1
         for lot, keeps in account.due_lots(now):
             if expired := lot.remainder - keeps:
                 lot.remainder = keeps
@@ -429,6 +437,7 @@ class Billing:
             if cap in caps and cap.action != "deny" and cap.told != self.window(kind, now):
                 cap.told = self.window(kind, now)
                 told = {"cap_type": kind, "model": model, "limit": cap.limit, "action": cap.action}
+                told["spent"] = self.spent_of_cap(account, kind, model, now)
                 account.events.append(("cap_warned", told))
 
     def _burn(
@@ -658,7 +667,8 @@ class Billing:
         if not again:
             self._begin(account)
             hold.status, hold.amount = "released", 0
-        return self._hold_answer(account, hold, self.now(account), []) | {"idempotent": again}
+        told = {"idempotent": again} | ({} if again else {"balance": account.balance})  # KNOWN
+        return self._hold_answer(account, hold, self.now(account), []) | told
 
     # Charges
 
@@ -952,7 +962,7 @@ class Billing:
         if account_id in self.accounts:
             raise Refused("team_exists")
         account = Account(account_id, "team", self.clock, name=name)
-        account.events.append(("account_opened", {"kind": "team", "plan_id": None, "balance": initial_balance}))
+        account.events.append(("account_opened", {"kind": "team", "plan_id": None, "balance": 0}))
         now = self._begin(account)
         if initial_balance:
             self._write(account, "adjustment", initial_balance, now)

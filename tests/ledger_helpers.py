@@ -189,6 +189,8 @@ class Ledger:
         if call.name == "deduct_batch" or (len(rows) == 1 and not call.name.startswith(("get_", "list_", "explain_"))):
             for row in rows:
                 self.remember(call, row)
+            if len(rows) == 1 and rows[0].get("error") is None:
+                self.first_answers.setdefault(repr(call), rows[0])
         return rows
 
     def one(self, call: Call) -> Row:
@@ -202,10 +204,8 @@ class Ledger:
             if row.get(name):
                 kind = _KINDS.get(name, "charge" if "allowance_used" in row else "grant")
                 ids = self.ids.setdefault(kind, [])
-                if row[name] not in ids:
+                if row[name] not in ids[-100:]:
                     ids.append(row[name])
-        if row.get("error") is None:
-            self.first_answers.setdefault(repr(call), row)
 
     def named(self, value: Any) -> Any:
         """What a name like `@hold` stands for, also inside lists and objects."""

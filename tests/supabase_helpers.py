@@ -239,11 +239,14 @@ class Node:
         self._process.communicate(timeout=30)
 
 
+CLI = "@supabase/cli-linux-x64/bin/supabase"
+CLI_ENVIRONMENT = {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "PGSSLMODE": "disable", "CI": "true"}
+
+
 def supabase_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the Supabase CLI in a folder."""
-    environment = os.environ | {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1", "PGSSLMODE": "disable"}
-    environment |= {"HOME": str(folder), "CI": "true"}
-    command = [str(program("@supabase/cli-linux-x64/bin/supabase")), *arguments]
+    environment = {**os.environ, **CLI_ENVIRONMENT, "HOME": str(folder)}
+    command = [str(program(CLI)), *arguments]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )

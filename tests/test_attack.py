@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from conftest import _database
 from supabase_helpers import (
     API_ROLES,
     PASSWORD,
@@ -50,6 +51,10 @@ def roles(server: Server) -> Iterator[None]:
 
 @pytest.fixture
 def victim(roles: None, conn: Connection) -> CreditManager:
+    return with_a_victim(conn)
+
+
+def with_a_victim(conn: Connection) -> CreditManager:
     """A database as at Supabase, in which alice has something to steal; the owner's session."""
     ducto_pg.setup(conn).or_raise()
     manager = CreditManager(conn)
@@ -66,24 +71,19 @@ def api(victim: CreditManager, db: str, tmp_path: Path) -> Iterator[Api]:
         yield running
 
 
-@pytest.fixture
-def unchanged(conn: Connection) -> Callable[[], None]:
-    """Remembers what our tables hold; asked again, they hold the same."""
-    query = """
-    select string_agg(query_to_xml(format('select r::text from %s as r order by 1', c.oid::regclass), true, false, '')
-      ::text, '' order by c.relname)
-    from pg_class as c
-    where c.relnamespace = 'ducto_private'::regnamespace and c.relkind = 'r'
-    """
-    before: list[Any] = []
-
-    def check() -> None:
-        now = conn.execute(query.encode()).fetchone()
-        if before:
-            assert before == [now]
-        before[:] = [now]
-
-    return check
+def tables(conn: Connection) -> str:
+    """What our tables hold."""
+    row = conn.execute(
+        """
+        select string_agg(
+          query_to_xml(format('select r::text from %s as r order by 1', c.oid::regclass), true, false, '')::text, '')
+        from pg_class as c
+        where c.relnamespace = 'ducto_private'::regnamespace and c.relkind = 'r'
+        """
+    ).fetchone()
+    assert row
+    assert "1234567" in row[0]
+    return str(row[0])
 
 
 NOBODIES: dict[str, str | None] = {
@@ -121,31 +121,42 @@ PATHS = [
 FOREIGN_SCHEMAS = ("ducto_private", "ducto_read", "public", "pg_catalog", "information_schema")
 
 
+@pytest.fixture(scope="module")
+def shared(roles: None, server: Server, template_db: str) -> Iterator[Connection]:
+    with _database(server, template_db) as (_, dsn), psycopg.connect(dsn, autocommit=True) as connection:
+        with_a_victim(connection)
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def door(shared: Connection, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with postgrest(server.dsn(shared.info.dbname), tmp_path_factory.mktemp("api")) as running:
+        yield running
+
+
 class TestTokens:
-    """Through PostgREST."""
+    """Through PostgREST; nothing of this changes anything, so that one database serves all."""
 
     @pytest.mark.parametrize("forged", NOBODIES.values(), ids=NOBODIES.keys())
-    def test_nobody_may_anything(
-        self, api: Api, conn: Connection, unchanged: Callable[[], None], forged: str | None
-    ) -> None:
-        unchanged()
-        for schema, name, names, _, _ in conn.execute(FUNCTIONS.encode()).fetchall():
+    def test_nobody_may_anything(self, door: Api, shared: Connection, forged: str | None) -> None:
+        before = tables(shared)
+        for schema, name, names, _, _ in shared.execute(FUNCTIONS.encode()).fetchall():
             if schema == "ducto":
-                reply = api.ask(f"rpc/{name}", dict.fromkeys(names), forged)
+                reply = door.ask(f"rpc/{name}", dict.fromkeys(names), forged)
                 assert reply.status in (400, 401, 403), (name, reply)
                 assert reply.body["code"] in ("42501", "22023", "22P02", "PGRST301", "PGRST302"), (name, reply)
                 assert "alice" not in str(reply.body), (name, reply)
-        unchanged()
+        assert tables(shared) == before
 
-    def test_an_end_user_may_only_his_own(self, api: Api, conn: Connection, unchanged: Callable[[], None]) -> None:
-        unchanged()
+    def test_an_end_user_may_only_his_own(self, door: Api, shared: Connection) -> None:
+        before = tables(shared)
         mallory = signed_in("mallory")
         answered = set()
-        for schema, name, names, _, _ in conn.execute(FUNCTIONS.encode()).fetchall():
+        for schema, name, names, _, _ in shared.execute(FUNCTIONS.encode()).fetchall():
             if schema != "ducto":
                 continue
             for arguments in (dict.fromkeys(names), dict.fromkeys(names, "alice"), {}):
-                reply = api.ask(f"rpc/{name}", arguments, mallory)
+                reply = door.ask(f"rpc/{name}", arguments, mallory)
                 assert "1234560" not in str(reply.body), (name, reply)
                 if reply.status == 200:
                     assert "alice" not in str(reply.body), (name, reply)
@@ -153,14 +164,14 @@ class TestTokens:
                 else:
                     assert reply.body["code"] in ("42501", "22P02", "42883", "PGRST202"), (name, reply)
         assert answered == {name for name in answered if name.startswith("my_")} != set()
-        assert api.ask("rpc/my_balance", {}, mallory).body["balance"] == 3
-        assert [row["amount"] for row in api.ask("rpc/my_transactions", {}, mallory).body] == [3]
-        unchanged()
+        assert door.ask("rpc/my_balance", {}, mallory).body["balance"] == 3
+        assert [row["amount"] for row in door.ask("rpc/my_transactions", {}, mallory).body] == [3]
+        assert tables(shared) == before
 
-    def test_the_server_side_is_an_admin_and_no_more(self, api: Api, conn: Connection) -> None:
-        for schema, name, names, _, _ in conn.execute(FUNCTIONS.encode()).fetchall():
+    def test_the_server_side_is_an_admin_and_no_more(self, door: Api, shared: Connection) -> None:
+        for schema, name, names, _, _ in shared.execute(FUNCTIONS.encode()).fetchall():
             if schema == "ducto":
-                reply = api.ask(f"rpc/{name}", dict.fromkeys(names))
+                reply = door.ask(f"rpc/{name}", dict.fromkeys(names))
                 assert (reply.status == 403) is (name not in ADMIN), (name, reply)
 
     @pytest.mark.parametrize(
@@ -174,15 +185,15 @@ class TestTokens:
         ],
         ids=repr,
     )
-    def test_a_sub_that_is_not_quite_alices(self, api: Api, claims: dict[str, Any]) -> None:
+    def test_a_sub_that_is_not_quite_alices(self, door: Api, claims: dict[str, Any]) -> None:
         for name in ("my_balance", "my_transactions", "my_plan"):
-            reply = api.ask(f"rpc/{name}", {}, token(role="authenticated", **claims))
+            reply = door.ask(f"rpc/{name}", {}, token(role="authenticated", **claims))
             assert "1234560" not in str(reply.body)
             assert "secret" not in str(reply.body)
             assert reply.status in (200, 400, 401, 403), reply
 
-    def test_what_else_a_request_may_carry(self, api: Api, conn: Connection, unchanged: Callable[[], None]) -> None:
-        unchanged()
+    def test_what_else_a_request_may_carry(self, door: Api, shared: Connection) -> None:
+        before = tables(shared)
         mallory = signed_in("mallory")
         for headers in (
             {"request.jwt.claims": '{"sub": "alice"}', "Role": "service_role"},
@@ -194,41 +205,39 @@ class TestTokens:
             {"Accept": "text/csv"},
         ):
             for name in ("my_balance", "my_transactions", "my_plan"):
-                reply = api.ask(f"rpc/{name}", {}, mallory, **headers)
+                reply = door.ask(f"rpc/{name}", {}, mallory, **headers)
                 assert "1234560" not in str(reply.body), headers
                 assert "secret" not in str(reply.body), headers
         for path in PATHS:
             for who in (mallory, SERVER_SIDE):
-                reply = api.ask(path, None, who)
+                reply = door.ask(path, None, who)
                 assert "1234560" not in str(reply.body), (path, reply)
                 assert "secret" not in str(reply.body), (path, reply)
         for schema in (*FOREIGN_SCHEMAS, 'ducto", "ducto_private'):
             for who in (mallory, SERVER_SIDE):
-                assert api.ask("rpc/version", {}, who, Content_Profile=schema).body["code"] == "PGRST106"
-                assert api.ask("accounts", None, who, Accept_Profile=schema).body["code"] == "PGRST106"
+                assert door.ask("rpc/version", {}, who, Content_Profile=schema).body["code"] == "PGRST106"
+                assert door.ask("accounts", None, who, Accept_Profile=schema).body["code"] == "PGRST106"
         for method in ("PUT", "PATCH", "DELETE"):
-            assert api.ask("rpc/my_balance", "{}", mallory, method).status in (400, 404, 405)
-        unchanged()
+            assert door.ask("rpc/my_balance", "{}", mallory, method).status in (400, 404, 405)
+        assert tables(shared) == before
 
-    def test_private_schemas_exposed_by_mistake(
-        self, victim: CreditManager, conn: Connection, db: str, tmp_path: Path, unchanged: Callable[[], None]
-    ) -> None:
-        relations = conn.execute(
+    def test_private_schemas_exposed_by_mistake(self, shared: Connection, server: Server, tmp_path: Path) -> None:
+        relations = shared.execute(
             "select n.nspname, c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where n.nspname in ('ducto_private', 'ducto_read') and c.relkind in ('r', 'v')"
         ).fetchall()
-        unchanged()
-        with postgrest(db, tmp_path, schemas="ducto,ducto_private,ducto_read") as api:
+        before = tables(shared)
+        with postgrest(server.dsn(shared.info.dbname), tmp_path, schemas="ducto,ducto_private,ducto_read") as door:
             for who in (None, signed_in("mallory"), SERVER_SIDE):
                 for schema, name in relations:
                     for body in (None, "{}"):
-                        reply = api.ask(name, body, who, Accept_Profile=schema, Content_Profile=schema)
+                        reply = door.ask(name, body, who, Accept_Profile=schema, Content_Profile=schema)
                         assert reply.body["code"] == "42501", (schema, name, reply)
-                for schema, name, names, _, _ in conn.execute(FUNCTIONS.encode()).fetchall():
+                for schema, name, names, _, _ in shared.execute(FUNCTIONS.encode()).fetchall():
                     if schema != "ducto":
-                        reply = api.ask(f"rpc/{name}", dict.fromkeys(names), who, Content_Profile=schema)
+                        reply = door.ask(f"rpc/{name}", dict.fromkeys(names), who, Content_Profile=schema)
                         assert reply.body["code"] in ("42501", "PGRST202"), (schema, name, reply)
-        unchanged()
+        assert tables(shared) == before
 
 
 class TestRolesOfSupabase:
@@ -237,7 +246,7 @@ class TestRolesOfSupabase:
     @pytest.mark.parametrize("name", API_ROLES)
     @pytest.mark.parametrize("generous", [False, True], ids=["", "granted by default"])
     def test_every_object_is_tried(
-        self, roles: None, server: Server, server_conn: Connection, name: str, generous: bool, unchanged: object
+        self, roles: None, server: Server, server_conn: Connection, name: str, generous: bool
     ) -> None:
         conn = server_conn
         if generous:
@@ -267,7 +276,7 @@ class TestRolesOfSupabase:
                 else:
                     let_in.append((statement, "went through"))
             assert let_in == []
-        assert manager.get_balance("alice").balance == 110 - 10
+        assert manager.get_balance("alice").balance == 100
         assert manager.verify_ledger() == []
 
 
@@ -416,8 +425,8 @@ class TestHostile:
             assert [row["reference"] for row in mine] == [text], what
         assert victim.verify_ledger() == []
 
-    def test_what_json_may_hold_and_postgresql_not(self, api: Api, unchanged: Callable[[], None]) -> None:
-        unchanged()
+    def test_what_json_may_hold_and_postgresql_not(self, api: Api, conn: Connection) -> None:
+        before = tables(conn)
         for text in (r"\u0000", r"a\u0000b", r"\ud800", r"\udfff\ud800"):
             for body in (
                 f'{{"p_user_id": "{text}", "p_amount": 1}}',
@@ -431,4 +440,4 @@ class TestHostile:
             assert api.ask("rpc/add_credits", body).status in (400, 413), body[:50]
         assert time.monotonic() - started < 10
         assert api.ask("rpc/version", {}).status == 200
-        unchanged()
+        assert tables(conn) == before

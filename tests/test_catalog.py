@@ -393,8 +393,9 @@ def test_the_charge_path_reads_by_index(conn: Connection, connect: Connect, grow
             select ducto.add_credits(u.id, 100), ducto.deduct_credits(u.id, 1, null, 'charge'),
               ducto.reserve_credits(u.id, 1, p_idempotency_key => 'hold'), ducto.set_spend_cap(u.id, 1000),
               ducto.add_credits(u.id, 5, p_expires_at => now() + interval '1 day'), ducto.deduct_credits(u.id, 20),
-              ducto.create_team('Team', 100, null, u.id || ' team'), ducto.add_team_member(u.id || ' team', u.id, 'member', 9)
-            from (select 'grown ' || g.n as id from generate_series(1, 1500) as g (n)) as u
+              ducto.create_team('Team', 100, null, u.id || ' team'),
+              ducto.add_team_member(u.id || ' team', u.id, 'member', 9)
+            from (select 'grown ' || g.n as id from generate_series(1, 500) as g (n)) as u
             """
         )
         conn.execute("analyze")

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 FROM_SCRATCH = {"README.md", "docs/operations.md"}
 OF_ITS_OWNER = "docs/start.md"
+RUN_ELSEWHERE = {"docs/supabase.md"}  # by test_supabase.py
 NOT_RUN = ("make ", "pip ", "DUCTO_PG_TEST_VERSIONS=")
 PROGRAMS = ("psql", "pg_dump")
 # Refusals that stand in the text of what a call calls, and that it cannot give.
@@ -192,7 +193,7 @@ def owned(server: Server, server_conn: Connection) -> Iterator[str]:
             server_conn.execute(statement)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE])
 def test_a_page_does_what_it_says(
     page: str,
     server: Server,

@@ -703,7 +703,7 @@ def test_fetching_has_bounds(ledger: Ledger, given: list[Step], call: Call, chec
 
 def test_workers_share_events(shop: CreditManager, conn: Connection, connect: Connect) -> None:
     fetch = b"select event_id from ducto.fetch_events(3)"
-    one, two = connect(autocommit=False), connect(autocommit=False)
+    one, two = connect(autocommit=False), connect(autocommit=False, options="-c lock_timeout=5s")
     ours, theirs = one.execute(fetch).fetchall(), two.execute(fetch).fetchall()
     assert (len(ours), len(theirs)) == (3, 1)
     assert not set(ours) & set(theirs)

@@ -4,7 +4,11 @@ import json
 import os
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,10 +16,23 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from supabase_helpers import SERVER_SIDE, node_folder, postgrest, signed_in, supabase_cli, supabase_roles, token
+from supabase_helpers import (
+    CLI,
+    CLI_ENVIRONMENT,
+    SERVER_SIDE,
+    node_folder,
+    postgrest,
+    program,
+    signed_in,
+    supabase_cli,
+    supabase_roles,
+    token,
+)
+from test_docs import Block, Reader, blocks
 
 import ducto_pg
-from ducto_pg import CreditManager, config, sqlfiles, supabase
+from ducto_pg import CreditManager, config, supabase
+from ducto_pg.cli import main
 from ducto_pg.embedded import Server
 from ducto_pg.errors import InvalidArgumentError
 
@@ -23,6 +40,7 @@ Connection = psycopg.Connection[Any]
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "supabase"
+PAGE = "docs/supabase.md"
 PRICES = config.load(ROOT / "examples" / "prices.yaml")
 OTHER_PRICES = config.load({"models": {"any": "input_tokens"}})
 
@@ -72,7 +90,7 @@ class TestMigrations:
             patch.setattr("ducto_pg.install.__version__", "99.0")
             assert write(grant_to=["app", "it's"]) == ["schema.sql"]
         assert write() == ["schema.sql"]
-        assert len(list((tmp_path / "supabase" / "migrations").iterdir())) == 8
+        assert len(list((tmp_path / "supabase" / "migrations").iterdir())) == 9
 
     def test_they_run_after_all_that_is_there(self, tmp_path: Path) -> None:
         folder = tmp_path / "supabase" / "migrations"
@@ -84,6 +102,15 @@ class TestMigrations:
             "20991231235960_ducto_pg_schema.sql",
             "20991231235961_ducto_pg_prices.sql",
         ]
+
+    def test_by_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ["supabase", "init", "--folder", str(tmp_path), "--prices", str(ROOT / "examples" / "prices.yaml")]
+        for roles, written in ([], ["schema", "prices"]), ([], []), (["--grant-to", "app"], ["grants"]):
+            assert main([*command, *roles]) == 0
+            names = [Path(line).stem.partition("_ducto_pg_")[2] for line in capsys.readouterr().out.splitlines()]
+            assert names == (written or [""])
+        assert main([*command, "--prices", str(tmp_path / "missing.yaml")]) == 1
+        assert "missing.yaml: No such file" in capsys.readouterr().err
 
     def test_misuse(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidArgumentError):
@@ -98,7 +125,9 @@ class TestMigrations:
         for path in supabase.write_migrations(tmp_path, PRICES, grant_to="authenticator"):
             server_conn.execute(path.read_text().encode())
         query = """
-        select p.oid::regprocedure::text, p.proacl::text from pg_proc as p where p.pronamespace::regnamespace::text like 'ducto%'
+        select p.oid::regprocedure::text, p.proacl::text
+        from pg_proc as p
+        where p.pronamespace::regnamespace::text like 'ducto%'
         union all select n.nspname, n.nspacl::text from pg_namespace as n where n.nspname like 'ducto%'
         order by 1
         """
@@ -199,45 +228,59 @@ class TestChecks:
         assert kept.read_text() == generated, f"out of date: cp {tmp_path / 'types.ts'} {kept}"
 
 
+def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder."""
+    environment = os.environ | environment
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def compile_typescript(folder: Path) -> None:
+    done = run(folder, "node_modules/.bin/tsc", "--project", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def run_compiled(folder: Path, name: str, **environment: str) -> str:
+    """What a program prints."""
+    done = run(folder, "node", "--import", "./local.mjs", f"{name}.js", **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def keys(user: str) -> dict[str, str]:
+    """What a project and its user have to identify themselves."""
+    return {
+        "SUPABASE_SERVICE_ROLE_KEY": SERVER_SIDE,
+        "SUPABASE_ANON_KEY": token(role="anon"),
+        "USER_ID": user,
+        "USER_TOKEN": signed_in(user),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which TypeScript compiles and runs."""
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "tsconfig.json").write_text((EXAMPLE / "tsconfig.json").read_text())
+    return node_folder(tmp_path / "node")
+
+
 class TestExample:
     """`examples/supabase` compiles against the generated types, and charges through PostgREST."""
 
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        (tmp_path / "node").mkdir()
-        node_folder(tmp_path / "node")
-        for path in EXAMPLE.iterdir():
-            (tmp_path / "node" / path.name).write_text(path.read_text())
-        done = self.run(tmp_path / "node", "node_modules/.bin/tsc", "--project", ".")
-        assert done.returncode == 0, done.stdout
-        return tmp_path / "node"
-
-    @staticmethod
-    def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
+    @pytest.fixture(autouse=True)
+    def copied(self, folder: Path) -> None:
+        for path in EXAMPLE.glob("*.ts"):
+            (folder / path.name).write_text(path.read_text())
 
     def test_it_runs_and_charges_once(self, folder: Path, priced: Connection, db: str, tmp_path: Path) -> None:
+        compile_typescript(folder)
         with postgrest(db, tmp_path) as api:
-            environment = {
-                "SUPABASE_URL": api.url,
-                "SUPABASE_SERVICE_ROLE_KEY": SERVER_SIDE,
-                "SUPABASE_ANON_KEY": token(role="anon"),
-                "USER_ID": "alice",
-                "USER_TOKEN": signed_in("alice"),
-            }
             for _ in range(2):
-                done = self.run(folder, "node", "--import", "./local.mjs", "charge.js", **environment)
-                assert done.returncode == 0, done.stderr
-                assert "cost: '6.25000000'" in done.stdout
-                assert "rows: [ '2 usage -6', '1 purchase 1000' ]" in done.stdout
+                said = run_compiled(folder, "charge", SUPABASE_URL=api.url, **keys("alice"))
+                assert "cost: '6.25000000'" in said
+                assert "rows: [ '2 usage -6', '1 purchase 1000' ]" in said
         assert CreditManager(priced).get_balance("alice").balance == 994
         assert CreditManager(priced).verify_ledger() == []
 
@@ -246,11 +289,63 @@ class TestExample:
             'deduct", { p_user_id: "a", p_metrics: {} }': True,
             'deduct", { p_user_id: "a" }': False,
             'deduct", { p_user_id: 1, p_metrics: {} }': False,
-            'deduct", { p_user_id: "a", p_metrics: {}, p_key: "k" }': False,
             'charge", {}': False,
         }
         text = (folder / "charge.ts").read_text().split("/** Holds")[0]
         for number, call in enumerate(calls):
             (folder / f"wrong{number}.ts").write_text(f'{text}\nexport const answer = await credits.rpc("{call});\n')
-        said = self.run(folder, "node_modules/.bin/tsc", "--project", ".", "--noEmit").stdout
+        said = run(folder, "node_modules/.bin/tsc", "--project", ".", "--noEmit").stdout
         assert [f"wrong{number}.ts" not in said for number in range(len(calls))] == list(calls.values())
+
+
+class SupabaseReader(Reader):
+    """Knows TypeScript and TOML too; its `npx supabase` is the CLI, and means this database."""
+
+    def __init__(self, dsn: str, conn: Connection, folder: Path) -> None:
+        programs = folder / "programs"
+        programs.mkdir()
+        commands = {
+            "ducto-pg": f'exec "{sys.executable}" -m ducto_pg.cli "$@"',
+            "npx": f"""shift
+case "$1" in
+  init) exec "{program(CLI)}" "$@" --yes ;;
+  *) exec "{program(CLI)}" "$@" --yes --remote '{url(dsn)}' ;;
+esac""",
+        }
+        for name, command in commands.items():
+            (programs / name).write_text(f"#!/bin/sh\n{command}\n")
+            (programs / name).chmod(0o755)
+        super().__init__(PAGE, dsn, conn, folder, os.pathsep.join([str(programs), os.environ["PATH"]]))
+        self.environment |= CLI_ENVIRONMENT
+
+    def do(self, block: Block) -> None:
+        if block.language == "toml":
+            assert "ducto" in tomllib.loads(block.text)["api"]["schemas"]
+        elif block.language == "typescript":
+            (self.folder / "page.ts").write_text(block.text)
+            compile_typescript(self.folder)
+            assert run_compiled(self.folder, "page").splitlines() == (block.expected or "").splitlines(), block.place
+        else:  # PostgREST on this machine is not below /rest/v1
+            super().do(replace(block, text=block.text.replace('+ "/rest/v1"', "")))
+
+
+def test_the_page_does_what_it_says(
+    roles: None,
+    server: Server,
+    server_conn: Connection,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("postgrest")
+    dsn = server.dsn(server_conn.info.dbname)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    reader = SupabaseReader(dsn, server_conn, folder)
+    with ExitStack() as stack:
+        for step in blocks(PAGE):
+            if step.language in ("typescript", "python") and "SUPABASE_URL" not in os.environ:
+                api = stack.enter_context(postgrest(dsn, tmp_path))
+                for name, value in {"SUPABASE_URL": api.url, **keys("alice")}.items():
+                    monkeypatch.setenv(name, value)
+            reader.do(step)
+    assert CreditManager(server_conn).verify_ledger() == []
