@@ -59,6 +59,31 @@ def expression(formula: Formula, where: str, inlined: Mapping[str, str] | None =
     return _Writer(text(where), inlined or {}).value(formula.tree)
 
 
+def json_path(formula: Formula) -> str | None:
+    """The formula as one path over a usage that has all its fields and only whole numbers; null where that fails.
+
+    One call in the server, where `expression` is several for each operand. None where the formula has more
+    than fields, numbers, and their sums, products and quotients.
+    """
+    try:
+        return _path(formula.tree)
+    except NotImplementedError:
+        return None
+
+
+def _path(node: Value) -> str:
+    match node:
+        case Number():
+            return format(node.value, "f")
+        case Variable():
+            return f'$."{node.name}".floor()'
+        case Negative():
+            return f"(- {_path(node.operand)})"
+        case Arithmetic(operator="+" | "-" | "*" | "/"):
+            return f"({_path(node.left)} {node.operator} {_path(node.right)})"
+    raise NotImplementedError
+
+
 class _Writer:
     def __init__(self, where: str, inlined: Mapping[str, str]) -> None:
         self.where = where

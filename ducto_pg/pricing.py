@@ -6,6 +6,8 @@ The functions of a version, all in `ducto_private`:
   overrides. A decision tree finds the greatest key that is not above the name; every key that is a prefix of the name
   is one of that key's own prefixes. Large sets are split into leaves, which a session compiles when it uses them.
 - `price_<hash>(version, usage, job, plan, unseen)`: the whole price, and all that a charge needs of the config.
+- `plain_<hash>(version, usage)`, of the same hash: the price of a usage that `is_plain_usage()` passes, without plan,
+  job and priced tools. It answers null, and never raises, where that is not all there is to say.
 """
 
 import hashlib
@@ -20,7 +22,7 @@ from ducto_pg.arithmetic import trim_scale
 from ducto_pg.config import Formulas, check
 from ducto_pg.formula import Formula, Node, Variable
 from ducto_pg.models import MAX_BIGINT, PricingConfigData, UsageMetrics
-from ducto_pg.plpgsql import expression, text, variable
+from ducto_pg.plpgsql import expression, json_path, text, variable
 
 DEFAULT = "_default"
 SEPARATORS = "-@:/_"
@@ -30,6 +32,7 @@ INLINED_KEYS = 128
 KEY_ONLY = 1_000
 
 _RATES = "p_name text, p_model text, p_usage jsonb, p_longer_than integer"
+_PLAIN = "p_version integer, p_usage jsonb"
 _PRICE = "p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean"
 _LONG_WAY = """
     v_plan text; v_plan_name text; v_allowance bigint; v_terms ducto_private.plans;
@@ -263,7 +266,9 @@ class _Compiler:
         sums = {"v_tools": formulas.tools, "v_search": formulas.search, "v_fixed": True, "v_cache": formulas.cache}
         summands = [name if configured else "0::numeric" for name, configured in sums.items()]
         tool_sum, search, fixed, cache = summands
+        plain = "\n".join(self.plain(leaves))
         body = [
+            f"-- plain: {hashlib.sha256(plain.encode()).hexdigest()}",
             "declare",
             "  v_model text;",
             "  v_price ducto_private.model_price;",
@@ -311,7 +316,96 @@ class _Compiler:
             "  end;",
             "end",
         ]
-        return self.add("price", _PRICE, "quote", body)
+        price = self.add("price", _PRICE, "quote", body)
+        name = price.replace("price_", "plain_")
+        self.functions[name] = Function(name, _PLAIN, "plain_price", plain)
+        return price
+
+    def plain(self, leaves: Sequence[tuple[str, str]]) -> list[str]:
+        """The price of a plain charge.
+
+        A charge is one transaction, and PL/pgSQL prepares each expression once per transaction, node by node: hence few
+        and small ones.
+        """
+        config, formulas = self.config, self.formulas
+        parts = [part for part in (formulas.search, formulas.cache) if part]
+        paths = {} if parts else {key: self.path(formula) for key, formula in formulas.models.items()}
+        rounded = {
+            "carry": "v_cost",
+            "up": "pg_catalog.ceil(v_cost)",
+            "down": "pg_catalog.floor(v_cost)",
+            "half_up": "pg_catalog.floor(v_cost + 0.5)",
+        }
+        least = max(config.min_balance, config.low_balance_credits) + 1
+
+        def priced(cost: str, resolved: str) -> list[str]:
+            lines = [f"v_cost := {cost};"]
+            if parts:
+                lines += self.part("v_search", formulas.search, "search.costs", "0::numeric")
+                lines += self.part("v_cache", formulas.cache, "cache.discount")
+                lines.append("v_cost := greatest(0::numeric, v_cost + v_search + v_cache);")
+            price = f"p_version, {resolved}, v_cost, {rounded[config.rounding]}, {least}"
+            return [*lines, f"return row({price})::ducto_private.plain_price;"]
+
+        def served(key: str, resolved: str) -> list[str]:
+            if path := paths.get(key):
+                return priced(path, resolved)
+            reads, credits = self.valued(formulas.models[key], f"models.{key}")
+            return [*reads, *priced(f"greatest(0::numeric, {credits})", resolved)]
+
+        def named(key: str) -> list[str]:
+            return served(key, text(key))
+
+        chains = _chains(sorted(formulas.models), [])
+        few = sum(1 + len(prefixes) for prefixes in chains.values()) <= INLINED_KEYS
+        if few:
+            lines = _search("v_model", _steps("v_model", chains, named, named))
+        else:
+            calls = [
+                (_bound(first), [f"v_price := ducto_private.{leaf}(v_model, v_model, p_usage, -1);"])
+                for first, leaf in leaves
+            ]
+            found = priced("v_price.credits", "v_price.resolved")
+            lines = [*_search("v_model", calls), "if v_price.credits is not null then", *_indent(found), "end if;"]
+        if DEFAULT in formulas.models:
+            lines += served(DEFAULT, "null")
+        inlined = formulas.models if few else {DEFAULT} & formulas.models.keys()
+        read = [*(formulas.models[key] for key in sorted(inlined) if not paths.get(key)), *parts]
+        if read or not few:
+            lines = ["begin", *_indent(lines), "exception when others then", "  return null;", "end;"]
+        return [
+            "declare",
+            "  v_model text;",
+            "  v_cost numeric;",
+            *([] if few else ["  v_price ducto_private.model_price;"]),
+            *(["  v_search numeric := 0;", "  v_cache numeric := 0;"] if parts else []),
+            *self.declarations(read),
+            "begin",
+            f"  if p_usage - {self.common_fields()} = '{{}}'::jsonb then",
+            "    v_model := p_usage ->> 'model';",
+            *_indent(_indent(lines)),
+            "  end if;",
+            "  return null;",
+            "end",
+        ]
+
+    def path(self, formula: Formula) -> str | None:
+        """The formula as a path over the usage, which has its defaults where they are needed."""
+        path = json_path(formula)
+        defaults = {name: self.config.metrics.get(name, Decimal(0)) for name in sorted(formula.variables)}
+        if path is None or any(value != int(value) for value in defaults.values()):
+            return None
+        usage = (
+            f"case when p_usage ?& {text('{' + ','.join(defaults) + '}')} then p_usage"
+            f" else {text(exactjson.dumps(defaults))}::jsonb || p_usage end"
+        )
+        return f"pg_catalog.jsonb_path_query_first({usage}, {text(path)}, '{{}}', true)::numeric"
+
+    def common_fields(self) -> str:
+        """The usage fields that the short ways of a price know."""
+        barred = {"fixed_job", "tool_calls"} if self.formulas.tools else {"fixed_job"}
+        known = (name for name in (*UsageMetrics.model_fields, *self.config.metrics) if name not in barred)
+        return f"{text('{' + ','.join(known) + '}')}::text[]"
 
     def quote(self, plan: str, *price: str) -> str:
         """The answer, from resolved_model to cost; without a plan of constants only, which the planner makes one."""
@@ -332,8 +426,6 @@ class _Compiler:
         has no price here, or one out of range, goes the long way, which says why.
         """
         formulas = self.formulas
-        barred = {"fixed_job", "tool_calls"} if formulas.tools else {"fixed_job"}
-        known = (name for name in (*UsageMetrics.model_fields, *self.config.metrics) if name not in barred)
         model = "coalesce(p_usage ->> 'model', '')" if DEFAULT in formulas.models else "p_usage ->> 'model'"
         unseen = " and not p_unseen" if self.config.default_plan else ""
 
@@ -375,7 +467,7 @@ class _Compiler:
                 "end if;",
             ]
         return [
-            f"if p_usage - {text('{' + ','.join(known) + '}')}::text[] = '{{}}'::jsonb",
+            f"if p_usage - {self.common_fields()} = '{{}}'::jsonb",
             f"  and coalesce(p_job, p_plan) is null{unseen}",
             "then",
             f"  v_model := {model};",
@@ -601,5 +693,5 @@ def _serves(key: str, subject: str) -> str:
     """Whether a key serves a name: the name itself, or a prefix that a separator follows; `_default` itself only."""
     if key == DEFAULT:
         return f"{subject} = {text(key)}"
-    followed = ", ".join(text(key + separator) for separator in SEPARATORS)
-    return f"({subject} || '-') ^@ any (array[{followed}])"
+    served = ", ".join(text(key + separator) for separator in ("", *SEPARATORS))
+    return f"pg_catalog.left({subject}, {len(key) + 1}) = any (array[{served}])"

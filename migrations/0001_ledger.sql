@@ -80,6 +80,15 @@ create type ducto_private.quote as (
   free_allowance bigint
 );
 
+-- The price of a plain charge: what nearly all charges ask, and the least that must be left of the balance.
+create type ducto_private.plain_price as (
+  version integer,
+  resolved_model text,
+  cost numeric,
+  credits numeric,
+  least_left numeric
+);
+
 create type ducto_private.model_price as (
   resolved text,
   credits numeric

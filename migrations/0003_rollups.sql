@@ -8,13 +8,13 @@ create table ducto_private.rollup_accounts (
 comment on table ducto_private.rollup_accounts is 'What the rollups have counted of each account: its rows up to seq.';
 comment on column ducto_private.rollup_accounts.changed_at is 'The account''s last change then: no later row is from before it.';
 
--- One row, which whoever rolls up holds.
 create table ducto_private.rollup_state (
   only_row boolean primary key default true check (only_row),
   counted bigint not null default 0,
   changed_at timestamptz
 );
 insert into ducto_private.rollup_state default values;
+comment on table ducto_private.rollup_state is 'How far the rollups have come: one row, which whoever rolls up locks.';
 comment on column ducto_private.rollup_state.counted is 'How many rows of the ledger the rollups have counted.';
 comment on column ducto_private.rollup_state.changed_at is 'No row that was counted is later than this.';
 

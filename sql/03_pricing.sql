@@ -69,7 +69,14 @@ begin
 end
 $$;
 
--- Writes the dispatcher anew, one expression that its callers inline, for the version that was activated last.
+-- True. To lock a relation that the transaction has not locked yet is to hear of what others have committed, a new dispatcher
+-- among it; nobody holds a lock on this type. For a charge that asks for its price before it touches a table.
+create or replace function ducto_private.has_heard() returns boolean
+language sql volatile
+as $$ select pg_relation_size('ducto_private.plain_price'::regclass) is distinct from -1 $$;
+
+-- Writes the dispatchers anew, each one expression that its callers inline, for the version that was activated last: quote()
+-- for every price, plain_price() for what a plain charge asks.
 create or replace function ducto_private.write_dispatcher() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -96,7 +103,15 @@ begin
     coalesce(v_active.version, 0),
     case when v_active.version is null then 'ducto_private.not_loaded()'
       else format('ducto_private.%I(%s, p_usage, p_job, p_plan, p_unseen)', v_active.price_function, v_active.version) end);
-  revoke all on function ducto_private.quote(integer, jsonb, text, text, boolean) from public;
+  execute format(
+    $f$
+    create or replace function ducto_private.plain_price(p_usage jsonb) returns ducto_private.plain_price
+    language sql stable
+    as 'select %s'
+    $f$,
+    case when v_active.version is null then 'null::ducto_private.plain_price'
+      else format('ducto_private.%I(%s, p_usage)', replace(v_active.price_function, 'price_', 'plain_'), v_active.version) end);
+  revoke all on function ducto_private.quote(integer, jsonb, text, text, boolean), ducto_private.plain_price(jsonb) from public;
 end
 $$;
 

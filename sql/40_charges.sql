@@ -312,54 +312,51 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
+  v_price ducto_private.plain_price;
   v_balance bigint;
   v_carry numeric;
   v_seq bigint;
   v_revision bigint;
-  v_limit bigint;
   v_now timestamptz;
-  v_quote ducto_private.quote;
   v_charged bigint;
   v_id uuid;
 begin
-  -- The plain charge: no hold, and an account that uses nothing but its balance. Lock, decide, write, by the rules of
-  -- charge(); whatever is not plain, or not a success, is left to charge(), which begins with the key.
+  -- The plain charge: no hold, an account that uses nothing but its balance, and enough of that. Price, lock and decide,
+  -- write, by the rules of charge(); whatever is not plain, or not a success, or tells an event, is left to charge().
   if p_reservation_id is null and p_metadata is null and p_final is not false and ducto_private.is_plain_usage(p_metrics)
-    and (p_idempotency_key is null or ducto_private.is_text(p_idempotency_key))
-    and current_setting('transaction_isolation') = 'read committed'
+    and (p_idempotency_key is null or ducto_private.is_plain_key(p_idempotency_key))
+    and current_setting('transaction_isolation') = 'read committed' and ducto_private.has_heard()
   then
-    select a.balance, a.carry, a.seq, a.revision, a.credit_limit, a.changed_at
-    into v_balance, v_carry, v_seq, v_revision, v_limit, v_now
-    from ducto_private.accounts as a
-    where a.account_id = p_user_id and a.plain
-    for no key update;
-    if found then
-      begin
-        v_quote := ducto_private.quote(null, p_metrics, null, null, false);
-        v_charged := ducto_private.to_credits(v_quote.cost, v_quote.rounding, v_carry);
-      exception when others then
-        v_charged := null;
-      end;
-      -- What comes near its floor or crosses an edge that is an event goes the general way.
-      if v_balance::numeric - v_charged > greatest(v_quote.min_balance - v_limit - 1, v_quote.low_balance, -1) then
-        v_now := greatest(ducto_private.clock(), v_now);
+    v_price := ducto_private.plain_price(p_metrics);
+    if v_price.cost > 0 then
+      update ducto_private.accounts as a
+      set balance = a.balance - floor(a.carry + v_price.credits)::bigint,
+        carry = trim_scale(mod(a.carry + v_price.credits, 1)),
+        seq = a.seq + 1,
+        revision = a.revision + 1,
+        changed_at = greatest(ducto_private.clock(), a.changed_at)
+      where a.account_id = p_user_id and a.plain and a.balance - v_price.credits >= v_price.least_left
+      returning a.balance, a.carry, a.seq, a.revision, a.changed_at
+      into v_balance, v_carry, v_seq, v_revision, v_now;
+      if found then
+        v_charged := ceil(v_price.credits - v_carry)::bigint;
         v_id := ducto_private.new_id(v_now);
-        if v_quote.rounding = 'carry' then
-          v_carry := trim_scale(v_carry + v_quote.cost - v_charged);
-        end if;
         insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
           writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-        values (v_id, v_seq + 1, -v_charged, v_balance - v_charged, 0, v_revision + 1, v_now, pg_current_xact_id(),
-          v_quote.version, p_user_id, 'usage', v_carry, v_quote.cost, p_metrics, p_metrics ->> 'model', v_quote.resolved_model,
-          p_idempotency_key)
+        values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, pg_current_xact_id(), v_price.version, p_user_id, 'usage',
+          v_carry, v_price.cost, p_metrics, p_metrics ->> 'model', v_price.resolved_model, p_idempotency_key)
         on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
         if found then
-          update ducto_private.accounts as a
-          set balance = v_balance - v_charged, carry = v_carry, seq = v_seq + 1, revision = v_revision + 1, changed_at = v_now
-          where a.account_id = p_user_id;
-          return row(v_id, p_user_id, -v_charged, v_balance - v_charged, false, null, v_quote.cost, 0, 0, '{}'::text[],
-            v_revision + 1)::ducto.deduction_result;
+          return row(v_id, p_user_id, -v_charged, v_balance, false, null, v_price.cost, 0, 0, '{}'::text[],
+            v_revision)::ducto.deduction_result;
         end if;
+        -- The key is taken: undone, for charge() to answer. The clock of the account does not go back.
+        update ducto_private.accounts as a
+        set balance = v_balance + v_charged,
+          carry = trim_scale(v_carry + v_charged - v_price.credits),
+          seq = v_seq - 1,
+          revision = v_revision - 1
+        where a.account_id = p_user_id;
       end if;
     end if;
   end if;

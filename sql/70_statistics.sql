@@ -88,7 +88,7 @@ begin
     v_span.end_day := ducto_private.day_beside(v_span.ends, -1, v_span.zone);
     v_span.days_end := ducto_private.first_instant(v_span.end_day, v_span.zone);
   end if;
-  if v_counted is null or v_span.days_start >= v_span.days_end then
+  if (v_counted is not null and v_span.days_start < v_span.days_end) is not true then
     v_span.end_day := v_span.first_day;
     v_span.days_start := v_span.ends;
     v_span.days_end := v_span.ends;
@@ -298,8 +298,9 @@ begin
   for update;
   v_few := ducto_private.counted_until() is not null;
   with sums as (
-    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, sum(u.spend) as spend, sum(u.charges) as charges,
-      sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded, sum(u.cost) as cost
+    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, grouping(u.user_id) = 0 as by_user,
+      sum(u.spend) as spend, sum(u.charges) as charges, sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded,
+      sum(u.cost) as cost
     from (
       select u.*
       from ducto_private.uncounted('infinity') as u
@@ -310,31 +311,29 @@ begin
       left join ducto_private.rollup_accounts as r on r.account_id = u.account_id
       where not v_few and u.seq > coalesce(r.seq, 0) and u.counts
     ) as u
-    group by 1, 2, 3
+    group by grouping sets ((1, 2), (1, 3))
   ), users as (
-    insert into ducto_private.rollup_users as r
-    select s.day, s.user_id, sum(s.spend), sum(s.charges), sum(s.allowance_used), sum(s.refunded), sum(s.cost)
+    insert into ducto_private.rollup_users as r (day, user_id, spend, charges, allowance_used, refunded, cost)
+    select s.day, s.user_id, s.spend, s.charges, s.allowance_used, s.refunded, s.cost
     from sums as s
-    group by s.day, s.user_id
+    where s.by_user
     on conflict (day, user_id) do update
     set spend = r.spend + excluded.spend,
       charges = r.charges + excluded.charges,
       allowance_used = r.allowance_used + excluded.allowance_used,
       refunded = r.refunded + excluded.refunded,
       cost = r.cost + excluded.cost
-    returning 1
   ), models as (
-    insert into ducto_private.rollup_models as r
-    select s.day, s.model, sum(s.spend), sum(s.charges), sum(s.allowance_used), sum(s.refunded), sum(s.cost)
+    insert into ducto_private.rollup_models as r (day, model, spend, charges, allowance_used, refunded, cost)
+    select s.day, s.model, s.spend, s.charges, s.allowance_used, s.refunded, s.cost
     from sums as s
-    group by s.day, s.model
+    where not s.by_user
     on conflict (day, model) do update
     set spend = r.spend + excluded.spend,
       charges = r.charges + excluded.charges,
       allowance_used = r.allowance_used + excluded.allowance_used,
       refunded = r.refunded + excluded.refunded,
       cost = r.cost + excluded.cost
-    returning 1
   ), behind as (
     select a.account_id, a.seq, a.changed_at, a.seq - coalesce(r.seq, 0) as rows
     from ducto_private.accounts as a
@@ -355,8 +354,9 @@ begin
       having count(*) > 0
     ) as b
   )
-  select (select count(*) from users) + (select count(*) from models)
-  into v_rows;
+  select count(*)
+  into v_rows
+  from sums;
   return v_rows;
 end
 $$;
@@ -372,38 +372,26 @@ declare
 begin
   return query
   with sums as (
-    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, sum(u.spend) as spend, sum(u.charges) as charges,
-      sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded, sum(u.cost) as cost
+    select (u.created_at at time zone v_zone)::date as day,
+      case grouping(u.user_id) when 0 then 'user' else 'model' end as kind,
+      case grouping(u.user_id) when 0 then u.user_id else u.model end as name,
+      row(sum(u.spend), sum(u.charges), sum(u.allowance_used), sum(u.refunded), sum(u.cost)) as sums
     from ducto_private.usage as u
     join ducto_private.rollup_accounts as r on r.account_id = u.account_id and u.seq <= r.seq
     where u.counts
-    group by 1, 2, 3
-  ), pairs (user_id, of_what, expected, actual) as (
-    select coalesce(s.user_id, r.user_id), format('%s of %s', coalesce(s.day, r.day), coalesce(s.user_id, r.user_id)),
-      row(s.spend, s.charges, s.allowance_used, s.refunded, s.cost),
-      row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
-    from (
-      select s.day, s.user_id, sum(s.spend) as spend, sum(s.charges)::bigint as charges, sum(s.allowance_used) as allowance_used,
-        sum(s.refunded) as refunded, sum(s.cost) as cost
-      from sums as s
-      group by s.day, s.user_id
-    ) as s
-    full join ducto_private.rollup_users as r on r.day = s.day and r.user_id = s.user_id
+    group by grouping sets ((1, u.user_id), (1, u.model))
+  ), rollups as (
+    select r.day, 'user' as kind, r.user_id as name, row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost) as sums
+    from ducto_private.rollup_users as r
     union all
-    select null, format('%s of model %s', coalesce(s.day, r.day), coalesce(s.model, r.model)),
-      row(s.spend, s.charges, s.allowance_used, s.refunded, s.cost),
-      row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
-    from (
-      select s.day, s.model, sum(s.spend) as spend, sum(s.charges)::bigint as charges, sum(s.allowance_used) as allowance_used,
-        sum(s.refunded) as refunded, sum(s.cost) as cost
-      from sums as s
-      group by s.day, s.model
-    ) as s
-    full join ducto_private.rollup_models as r on r.day = s.day and r.model = s.model
+    select r.day, 'model', r.model, row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
+    from ducto_private.rollup_models as r
   )
-  select p.user_id, 'a rollup is the sum of what it has counted', p.expected::text, p.actual::text, p.of_what, null::text
-  from pairs as p
-  where p.expected is distinct from p.actual
+  select case p.kind when 'user' then p.name end, 'a rollup is the sum of what it has counted', s.sums::text, r.sums::text,
+    format('%s of %s %s', p.day, p.kind, p.name), null::text
+  from sums as s
+  full join rollups as r using (day, kind, name) as p
+  where s.sums is distinct from r.sums
   union all
   select r.account_id, 'a rollup counts rows that exist', format('at most %s', coalesce(a.seq, 0)), r.seq::text, null, null
   from ducto_private.rollup_accounts as r

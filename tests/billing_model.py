@@ -803,7 +803,10 @@ class Billing:
         try:
             answer: Answer = getattr(self, name)(**charge)
         except Refused as refused:
-            return {"error": refused.error}
+            told = refused.told
+            return {"error": refused.error, "shortfall": told.get("shortfall", 0)} | (
+                {"balance_after": told["balance"]} if "balance" in told else {}
+            )
         if "team_id" in charge:
             answer = answer | {"balance_after": answer["team_balance_after"]}
         return {key: value for key, value in answer.items() if key not in ("team_id", "team_balance_after")}

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from program_helpers import debian_program
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import ConnectionPool
 from supabase_helpers import free_port
 
 from ducto_pg import AsyncCreditManager, CreditManager
@@ -59,7 +60,12 @@ def bouncer(db: str, server: Server) -> Iterator[Bouncer]:
         "pidfile": folder / "pid",
     }
     database = " ".join(f"{key}={behind[key]}" for key in ("host", "port", "user", "dbname"))
-    lines = ["[databases]", f"shop = {database}", "[pgbouncer]", *(f"{name} = {value}" for name, value in settings.items())]
+    lines = [
+        "[databases]",
+        f"shop = {database}",
+        "[pgbouncer]",
+        *(f"{name} = {value}" for name, value in settings.items()),
+    ]
     (folder / "pgbouncer.ini").write_text("\n".join(lines))
     # Like PostgreSQL, it does not run as root.
     for path in (folder, *folder.iterdir()):
@@ -101,9 +107,11 @@ def work(credits: CreditManager, number: int) -> None:
     credits.refund_credits(charge.transaction_id).or_raise()
 
 
-# How a client connects; behind a pooler psycopg itself is told to prepare nothing.
 SOURCES: dict[str, Callable[[str, ExitStack], CreditManager]] = {
     "a DSN": lambda dsn, stack: stack.enter_context(CreditManager(dsn)),
+    "a pool": lambda dsn, stack: CreditManager(
+        stack.enter_context(ConnectionPool[Connection](dsn, min_size=1, max_size=1, open=True))
+    ),
     "a connection": lambda dsn, stack: CreditManager(stack.enter_context(psycopg.connect(dsn, autocommit=True))),
 }
 
@@ -144,7 +152,7 @@ def test_asynchronous_clients_and_drivers(conn: Connection, bouncer: Bouncer) ->
 
     async def plain(number: int) -> None:
         parts = conninfo_to_dict(bouncer.dsn)
-        address = {"host": parts["host"], "port": int(parts["port"]), "user": "postgres", "database": "shop"}
+        address = {"host": parts["host"], "port": str(parts["port"]), "user": "postgres", "database": "shop"}
         mine = await asyncpg.connect(**address, statement_cache_size=0, ssl=False)
         for turn in range(ROUNDS):
             query = "select error from ducto.deduct_credits('everybody', 1, p_idempotency_key => $1)"

@@ -1,6 +1,7 @@
 """The calls from SQLAlchemy: `python sqlalchemy_charge.py USER_ID`, the database in the PG… variables."""
 
 import sys
+from typing import Any
 
 from sqlalchemy import create_engine, text
 
@@ -11,8 +12,9 @@ def main(user: str) -> None:
     """Give, hold, charge, be refused, look, refund; in one transaction with whatever else the session writes."""
     engine = create_engine("postgresql+psycopg://")
     with engine.begin() as conn:
-        # The calls as methods, on the psycopg connection beneath; a Session has it at session.connection().connection.
-        credits = CreditManager(conn.connection.driver_connection)  # type: ignore[arg-type]
+        # The calls as methods, on the psycopg connection beneath; a Session's is that of session.connection().
+        psycopg_connection: Any = conn.connection.driver_connection
+        credits = CreditManager(psycopg_connection)
         added = credits.add_credits(user, 1000, "purchase", idempotency_key="invoice-1").or_raise()
         print(f"added {added.amount}, balance {added.new_balance}")
 

@@ -4,6 +4,7 @@ A later release of ducto_pg, or new prices, is a migration with the same calls: 
 """
 
 from pathlib import Path
+from typing import Any
 
 from alembic import op
 
@@ -19,8 +20,8 @@ def upgrade() -> None:
     """Both run in Alembic's transaction and never commit it."""
     bind = op.get_bind()
     ducto_pg.setup(bind).or_raise()
-    credits = ducto_pg.CreditManager(bind.connection.driver_connection)
-    credits.publish_pricing(PRICES, label="first")
+    conn: Any = bind.connection.driver_connection  # psycopg's own
+    ducto_pg.CreditManager(conn).publish_pricing(PRICES, label="first")
 
 
 def downgrade() -> None:

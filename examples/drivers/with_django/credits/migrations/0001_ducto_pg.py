@@ -21,4 +21,4 @@ def install(apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    operations = [migrations.RunPython(install, migrations.RunPython.noop)]
+    operations = (migrations.RunPython(install, migrations.RunPython.noop),)
