@@ -26,10 +26,10 @@ PRICES = {"models": {"_default": "input_tokens * 0.01"}, "timezone": "Europe/Ber
 # Rows of an account follow each other in its sequence and in time; one in a hundred is a refund.
 LEDGER = """
 insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
-  created_at, writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
+  created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
 select lpad(to_hex(i), 32, '0')::uuid, n.seq, case k.type when 'usage' then -(i %% 13) else i %% 7 end, 0,
   case k.type when 'usage' then i %% 3 else 0 end, n.seq, %(start)s + i * (%(span)s / %(rows)s),
-  pg_current_xact_id(), 1,
+  1,
   'account-' || i %% %(accounts)s, k.type, 0, case k.type when 'usage' then i %% 13 + 0.12345 end,
   jsonb_build_object('model', m.name || '-0613', 'input_tokens', 1000 + i %% 1000, 'output_tokens', i %% 500),
   m.name || '-0613', m.name

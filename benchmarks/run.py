@@ -1,6 +1,6 @@
 """What a charge costs, as ratios: on one durable server, in one run, the rivals in turns.
 
-    make bench                              everything, about two minutes
+    make bench                              everything, about five minutes
     make bench ARGS='charges --seconds 10'  charges only, longer rounds
 
 Yardsticks: pgbench's own `simple-update` (three statements in a transaction: five round trips) and the floor, one call
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
+from rollups import compare
 
 import ducto_pg
 from ducto_pg import embedded, servers
@@ -83,8 +84,8 @@ $$
 # An account in the middle of a day and month of so many charges, under caps on both.
 CAPPED = """
 insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
-  created_at, writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
-select gen_random_uuid(), 1 + i, -1, 1000000000000 - i, 0, 1 + i, a.changed_at, pg_current_xact_id(), 1, a.account_id,
+  created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model)
+select gen_random_uuid(), 1 + i, -1, 1000000000000 - i, 0, 1 + i, a.changed_at, 1, a.account_id,
   'usage', 0, 1, %(usage)s::jsonb, 'gpt-4o-2024-08-06', 'gpt-4o'
 from ducto_private.accounts as a, generate_series(1, %(charges)s) as i
 where a.account_id = %(account)s;
@@ -103,7 +104,13 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 def main() -> None:
-    parts: dict[str, Callable[[Bench], None]] = {"charges": charges, "hot": hot, "caps": caps, "prices": prices}
+    parts: dict[str, Callable[[Bench], None]] = {
+        "charges": charges,
+        "hot": hot,
+        "caps": caps,
+        "prices": prices,
+        "statistics": statistics,
+    }
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(parts)} (default: all)")
     parser.add_argument("--seconds", type=int, default=5, help="length of a round (5)")
@@ -111,6 +118,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8, help="sessions (8)")
     parser.add_argument("--accounts", type=int, default=10_000, help="accounts charged at random (10000)")
     parser.add_argument("--scale", type=int, default=10, help="pgbench's scale: 100,000 rows each (10)")
+    parser.add_argument("--rows", type=int, default=5_000_000, help="transactions of the statistics (5000000)")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -239,6 +247,11 @@ def prices(bench: Bench) -> None:
         print(f"  {f'{models:,} models':<24}{median(calls[models]):>8.2f} us in the server", end="")
         print(f", first call of a session {median(firsts[models]):.1f} ms (worst {max(firsts[models]):.1f})")
     print(f"  {f'{many:,} / {few} models':<24}{median(calls[many]) / median(calls[few]):>8.2f}")
+
+
+def statistics(bench: Bench) -> None:
+    """The five statistics with rollups and without."""
+    compare(bench.server, bench.options.rows)
 
 
 def _first_call(bench: Bench) -> Decimal:

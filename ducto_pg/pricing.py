@@ -37,7 +37,7 @@ _PRICE = "p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen bo
 _LONG_WAY = """
     v_plan text; v_plan_name text; v_allowance bigint; v_terms ducto_private.plans;
     v_overrides text; v_own ducto_private.model_price; v_resolved text; v_path text;
-    v_tools numeric; v_most numeric; v_most_path text;
+    v_most numeric; v_most_path text;
     v_search numeric; v_job text; v_fixed numeric; v_cache numeric; v_cost numeric;"""
 _CALL_COUNT = (
     "case pg_catalog.jsonb_typeof(p_usage -> 'tool_calls') when 'array'"
@@ -229,10 +229,10 @@ class _Compiler:
             *self.declarations(taken),
             "begin",
             *_indent(_search("p_name", steps)),
-            "  if v_prefix is null then",
-            "    return null;",
+            "  if v_prefix is not null and p_model is not null then",
+            *(_indent(_indent(_search("v_prefix", prefixes))) if prefixes else ["    null;"]),
             "  end if;",
-            *(_indent(_search("v_prefix", prefixes)) if prefixes else []),
+            "  return null;",
             "end",
         ]
         return self.add("rates", _RATES, "model_price", body)
@@ -262,7 +262,8 @@ class _Compiler:
         tools = sorted((name, formula) for name, formula in formulas.tools.items() if name != DEFAULT)
         parts = [part for part in (formulas.search, formulas.cache) if part]
         used = [*formulas.models.values(), *formulas.tools.values(), *parts]
-        counters = ["calls", "others", "tool", *_counters(tools)] if formulas.tools else []
+        others = ["others"] if DEFAULT in formulas.tools else []
+        counters = ["tools", "calls", "tool", *others, *_counters(tools)] if formulas.tools else []
         sums = {"v_tools": formulas.tools, "v_search": formulas.search, "v_fixed": True, "v_cache": formulas.cache}
         summands = [name if configured else "0::numeric" for name, configured in sums.items()]
         tool_sum, search, fixed, cache = summands

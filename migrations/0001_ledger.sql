@@ -140,7 +140,6 @@ create table ducto_private.transactions (
   allowance_used bigint not null,
   revision bigint not null,
   created_at timestamptz not null,
-  writer xid8 not null,
   fingerprint bigint,
   pricing_version integer,
   account_id text collate "C" not null,
@@ -162,7 +161,6 @@ create unique index transactions_key on ducto_private.transactions (account_id, 
   where idempotency_key is not null;
 create index transactions_created_at on ducto_private.transactions using brin (created_at);
 
-comment on column ducto_private.transactions.writer is 'The writing transaction, by which a rollup knows what can still appear before it.';
 comment on column ducto_private.transactions.fingerprint is
   'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable; null on a plain charge, whose usage tells.';
 
@@ -189,7 +187,7 @@ create index transaction_details_lifetime on ducto_private.transaction_details (
 comment on column ducto_private.transaction_details.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
 
 create view ducto_private.ledger as
-select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.writer, t.fingerprint,
+select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.fingerprint,
   t.pricing_version, t.account_id, t.type, t.carry_after, t.cost, t.usage, t.model, t.resolved_model, t.plan_id, t.actor_id,
   t.reservation_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
   coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.paid_amount, d.paid_currency,

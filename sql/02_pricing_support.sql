@@ -69,12 +69,12 @@ create or replace function ducto_private.foreign_rates(
 language plpgsql stable parallel safe
 as $$
 declare
-  v_price ducto_private.model_price;
+  v_prices ducto_private.model_price[];
 begin
-  execute pg_catalog.format('select r.* from ducto_private.%I($1, $2, $3, $4) as r', p_function)
-  into v_price
+  execute pg_catalog.format('select array[ducto_private.%I($1, $2, $3, $4)]', p_function)
+  into v_prices
   using p_name, p_model, p_usage, p_longer_than;
-  return v_price;
+  return v_prices[1];
 end
 $$;
 

@@ -29,7 +29,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_function text;
-  v_quote ducto_private.quote;
+  v_quotes ducto_private.quote[];
 begin
   select v.price_function
   into v_function
@@ -39,10 +39,10 @@ begin
     raise exception 'there is no pricing version %', p_version
       using errcode = 'DU002', hint = 'See ducto.get_pricing_history().';
   end if;
-  execute format('select q.* from ducto_private.%I($1, $2, $3, $4, $5) as q', v_function)
-  into v_quote
+  execute format('select array[ducto_private.%I($1, $2, $3, $4, $5)]', v_function)
+  into v_quotes
   using p_version, p_usage, p_job, p_plan, p_unseen;
-  return v_quote;
+  return v_quotes[1];
 end
 $$;
 

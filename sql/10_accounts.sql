@@ -98,11 +98,11 @@ begin
     carry = p_account.carry,
     plain = ducto_private.is_plain(p_account)
   where a.account_id = p_account.account_id;
-  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at, writer,
+  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
     fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id,
     reservation_id, idempotency_key, metadata)
   values (v_id, p_account.seq + 1, p_amount, v_balance, p_allowance_used, p_account.revision + 1, p_now,
-    pg_current_xact_id(), p_fingerprint, p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_usage,
+    p_fingerprint, p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_usage,
     p_model, p_resolved_model, p_plan_id, p_actor_id, p_reservation_id, p_key, p_metadata);
   if p_type <> 'usage' or p_shortfall > 0 or p_warnings is not null then
     insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
@@ -222,17 +222,14 @@ begin
     from ducto_private.accounts as a
     where a.account_id = p_account_id
     for no key update;
-    if found then
-      return v_account;
-    end if;
+    exit when found;
     if ducto_private.active_version() is not null then
       v_terms := ducto_private.quote(null, null, null, null, true);
     end if;
     v_account := ducto_private.open_account(ducto_private.unopened(p_account_id, v_terms), v_terms);
-    if v_account.account_id is not null then
-      return v_account;
-    end if;
+    exit when v_account.account_id is not null;
   end loop;
+  return v_account;
 end
 $$;
 

@@ -342,8 +342,8 @@ begin
         v_charged := ceil(v_price.credits - v_carry)::bigint;
         v_id := ducto_private.new_id(v_now);
         insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
-          writer, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-        values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, pg_current_xact_id(), v_price.version, p_user_id, 'usage',
+          pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
+        values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
           v_carry, v_price.cost, p_metrics, p_metrics ->> 'model', v_price.resolved_model, p_idempotency_key)
         on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
         if found then

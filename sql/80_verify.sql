@@ -286,6 +286,10 @@ begin
     left join ducto_private.teams as t on t.account_id = a.account_id
     where (a.kind = 'team') <> (t.account_id is not null)
       or a.kind <> 'team' and exists (select from ducto_private.team_members as m where m.account_id = a.account_id)
+    union all
+    select r.account_id, r.invariant, r.expected, r.actual, r.detail
+    from ducto_private.rollup_violations() as r
+    where p_account_id is null
   )
   select f.account_id, f.invariant, f.expected, f.actual, f.detail, null::text
   from found as f

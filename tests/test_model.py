@@ -1,24 +1,24 @@
 """Random sequences of calls: the database and a small model of the contract answer the same, step by step."""
 
+import atexit
+import collections
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from random import Random
 from typing import Any
 
 import psycopg
 import pytest
 from billing_model import Account, Answer, Billing, Plan, Prices, Refused, shown
 from conftest import Clock, _database
-from random import Random
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from ledger_helpers import Call, Ledger
 
 from ducto_pg import CreditManager
 from ducto_pg.embedded import Server
-
-import os, atexit, collections
-from hypothesis import Phase
 
 STAT: Any = collections.Counter()
 if os.environ.get("STAT"):
@@ -217,9 +217,11 @@ class Pair:
         return (account_id, found) == (self.real(name), kind) and self.real(payload).items() <= told.items()
 
 
-AVAILABLE = 1000  # and one more or less: the amount that is just admitted, or of a settlement, just covered
+# Instead of an amount, one more or less: what is just admitted, or of a settlement just covered; what a cap has left.
+AVAILABLE, ROOM = 1000, 2000
+EDGES = [AVAILABLE - 1, AVAILABLE, AVAILABLE + 1, ROOM - 1, ROOM, ROOM + 1]
 
-AMOUNTS = [*range(13), *range(13, 41, 3), *[AVAILABLE - 1, AVAILABLE, AVAILABLE + 1] * 3]
+AMOUNTS = [*range(13), *range(13, 41, 3), *EDGES * 2]
 SOME = [*range(1, 13), *range(13, 61, 6)]
 LIMITS = [*range(13), *range(13, 41, 3)]
 USERS = ["ann"] * 5 + ["bob"] * 3 + ["crew"]
@@ -299,10 +301,20 @@ class Caller:
         account = self.model.accounts.get(account_id)
         return self.model.now(account) if account else self.model.clock
 
-    def amount(self, account_id: str, amount: int) -> int:
-        if amount < AVAILABLE - 1:
+    def amount(self, account_id: str, amount: int, member: str | None = None) -> int:
+        """The amount that is meant for an account, or a member of it."""
+        if amount < EDGES[0]:
             return amount
-        return max(0, int(self.model.get_balance(account_id)["available"]) + amount - AVAILABLE)
+        account = self.model.accounts.get(account_id)
+        if account is None or amount < EDGES[3]:
+            amount -= 1000 * (amount >= EDGES[3])
+            return max(0, int(self.model.get_balance(account_id)["available"]) + amount - AVAILABLE)
+        now = self.now(account_id)
+        rooms = [cap.limit - self.model.spent_of_cap(account, *named, now) for named, cap in account.caps.items()]
+        of = account.members.get(member or "")
+        if of and of.spend_cap is not None:
+            rooms.append(of.spend_cap - self.model.spent_of_member(account, str(member), of.period, now))
+        return max(0, self.seed.choice(rooms or [1]) + amount - ROOM)
 
     # Time
 
@@ -436,9 +448,11 @@ class Caller:
     def settle_amount(self, place: int, amount: int, model: str | None, final: bool, key: str | None) -> None:
         if self.holds():
             name, hold = pick(self.holds(), place)
-            if amount >= AVAILABLE - 1:
-                free = self.model.get_balance(name)["balance"] - self.model.get_balance(name)["reserved"]
-                amount = max(0, hold.amount + (free if key is None else 0) + amount - AVAILABLE)
+            if EDGES[0] <= amount < EDGES[3]:
+                told = self.model.get_balance(name)
+                free = told["balance"] + self.model.check_allowance(name)["allowance_remaining"] - told["reserved"]
+                amount = max(0, hold.amount + self.seed.choice([0, free]) + amount - AVAILABLE)
+            amount = self.amount(name, amount, hold.actor_id)
             asked = {"amount": amount, "model": model, "final": final, "idempotency_key": key}
             self.settle_by("_credits", place, asked)
 
@@ -468,15 +482,17 @@ class Caller:
         if again and choose([True, False, False, False]):
             element: dict[str, Any] = choose(again)
             return element
-        key = choose(KEYS)
-        who = choose([{"user_id": choose(USERS)}, {"team_id": "crew", "user_id": choose(MEMBERS)}])
-        what = choose([{"metrics": choose(USAGES)}, {"amount": choose([*LIMITS, -1]), "model": choose(NAMES)}])
-        if choose(USERS) == "crew":
-            who, what = {"user_id": choose(USERS)}, {"job": choose(JOBS)}
-        elif self.holds() and choose(FINAL):
+        who: dict[str, Any] = choose([{"user_id": choose(USERS)}, {"team_id": "crew", "user_id": choose(MEMBERS)}])
+        what: dict[str, Any] = {"metrics": choose(USAGES)}
+        if choose(FINAL):
+            what = {"amount": choose([*LIMITS, -1]), "model": choose(NAMES)}
+        if self.holds() and choose(FINAL):
             name, hold = pick(self.holds(), choose(PLACES))
             who = self.owner(name, hold) | {"reservation_id": hold.reservation_id}
             what |= {"final": choose(FINAL)}
+        elif "team_id" not in who and choose(USERS) == "crew":
+            what = {"job": choose(JOBS)}
+        key = choose(KEYS)
         element = {**who, **what, "idempotency_key": key}
         return {name: value for name, value in element.items() if value is not None}
 
@@ -519,7 +535,7 @@ class Caller:
         self, user: str, amount: int, model: str | None, least: int | None, ttl: int, key: str | None
     ) -> None:
         more = {"model": model, "min_balance": least, "ttl_seconds": ttl, "idempotency_key": key}
-        amount = self.amount("crew", amount)
+        amount = self.amount("crew", amount, user)
         self.pair.ask("reserve_team_credits", team_id="crew", user_id=user, amount=amount, **more)
 
     @step(3, user=MEMBERS, usage=USAGES, key=KEYS)
@@ -528,7 +544,7 @@ class Caller:
 
     @step(3, user=MEMBERS, amount=AMOUNTS, model=NAMES, key=KEYS)
     def team_charge_amount(self, user: str, amount: int, model: str | None, key: str | None) -> None:
-        more = {"amount": self.amount("crew", amount), "model": model, "idempotency_key": key}
+        more = {"amount": self.amount("crew", amount, user), "model": model, "idempotency_key": key}
         self.pair.ask("deduct_team_credits", team_id="crew", user_id=user, **more)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from program_helpers import debian_program
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 from supabase_helpers import free_port
+from test_drivers import DRIVERS as EXAMPLES
+from test_drivers import run
 
 from ducto_pg import AsyncCreditManager, CreditManager
 from ducto_pg.embedded import Server, _server_user
@@ -165,6 +168,13 @@ def test_asynchronous_clients_and_drivers(conn: Connection, bouncer: Bouncer) ->
     asyncio.run(main())
     assert owner.get_balance("everybody").balance == 0
     assert owner.verify_ledger() == []
+
+
+def test_examples(conn: Connection, bouncer: Bouncer) -> None:
+    CreditManager(conn).publish_pricing(EXAMPLES.parent / "prices.yaml")
+    for driver in ("asyncpg", "psycopg2", "sqlalchemy"):
+        said = run(bouncer.dsn, sys.executable, f"{driver}_charge.py", driver)
+        assert said.endswith("refunded 6, balance 1000\n")
 
 
 def test_a_transaction_of_ones_own(conn: Connection, bouncer: Bouncer) -> None:
