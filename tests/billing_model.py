@@ -103,6 +103,8 @@ class Row:
     model: str | None = None
     resolved_model: str | None = None
     reservation_id: str | None = None
+    pricing_version: int | None = None
+    plan_id: str | None = None
     refers_to: str | None = None
     expires_at: datetime | None = None
     taken: list[tuple[Lot, int]] = field(default_factory=list)
@@ -615,6 +617,7 @@ class Billing:
     def _hold_answer(self, account: Account, hold: Hold, now: datetime, warning: list[Cap]) -> Answer:
         return {
             "reservation_id": hold.reservation_id,
+            "user_id": hold.actor_id or account.account_id,
             "amount": hold.amount if is_open(hold, now) else 0,
             "balance": account.net(now),
             "reserved_total": account.held(now),
@@ -760,6 +763,8 @@ class Billing:
             model=names[0],
             resolved_model=names[1],
             reservation_id=reservation_id,
+            pricing_version=version + 1,
+            plan_id=plan,
             taken=taken,
             outside=outside,
         )
@@ -946,10 +951,11 @@ class Billing:
                 spent = self.spent_of_cap(account, kind, of, now)
                 with_it = min(matched + amount, max(0, held + amount - left))
                 if with_it > min(matched, max(0, held - left)) and spent + with_it > cap.limit:
-                    found.append((cap.action != "deny", cap.limit - spent - with_it, of, cap, spent))
+                    room = cap.limit - spent - with_it if cap.action == "deny" else 0
+                    found.append(((cap.action != "deny", room, kind, of or ""), of, cap, spent))
         if not found:
             return {"capped": False, "current_spend": 0, "cap_limit": 0, "action": None, "model": None}
-        _, _, of, cap, spent = min(found, key=lambda item: item[:2])
+        _, of, cap, spent = min(found, key=lambda item: item[0])
         told = {"current_spend": spent, "cap_limit": cap.limit, "action": cap.action, "model": of}
         return told | {"capped": cap.action == "deny"}
 
@@ -1016,11 +1022,15 @@ class Billing:
 
     # Reading
 
-    def get_balance(self, user_id: str) -> Answer:
+    def get_balance(self, user_id: str, at: datetime | None = None) -> Answer:
         account = self.accounts.get(user_id)
+        if at is not None:
+            rows = [row for row in account.rows if row.created_at <= at] if account else []
+            told = {"balance": rows[-1].balance_after, "lifetime_purchased": rows[-1].purchased_after} if rows else {}
+            return {"balance": 0, "lifetime_purchased": 0, "reserved": None, "available": None} | told
         if account is None:
-            told = ("balance", "lifetime_purchased", "reserved", "available", "credit_limit")
-            return {"user_id": user_id} | dict.fromkeys(told, 0)
+            names = ("balance", "lifetime_purchased", "reserved", "available", "credit_limit")
+            return {"user_id": user_id} | dict.fromkeys(names, 0)
         now = self.now(account)
         held, left, balance = account.held(now), self.allowance_left(account, now), account.net(now)
         floor = self._min_balance(account) - account.credit_limit

@@ -4,7 +4,6 @@ The programs come from npm, at the exact versions and hashes of `clients/package
 """
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import json
@@ -13,7 +12,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +23,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from program_helpers import npm_packages
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -41,7 +40,7 @@ POSTGREST_SHA256 = "0af68afe747ce09964f29e7c872e77b038aec483a8f3923c20850e850447
 
 def node_folder(folder: Path) -> Path:
     """`folder` with the scripts of `clients/` and the packages that they import; skips where these cannot be had."""
-    packages = _packages()
+    packages = npm_packages(CLIENTS)
     for source in CLIENTS.iterdir():
         if source.is_file():
             shutil.copy(source, folder)
@@ -51,35 +50,10 @@ def node_folder(folder: Path) -> Path:
 
 def program(path: str) -> Path:
     """An executable of the npm packages; skips where there is none for this platform."""
-    found = _packages() / path
+    found = npm_packages(CLIENTS) / path
     if not found.exists():
         pytest.skip(f"only on the platform of {path}")
     return found
-
-
-def _packages() -> Path:
-    """The installed `node_modules`, once for each lock file."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("needs node and npm")
-    digest = hashlib.sha256((CLIENTS / "package-lock.json").read_bytes()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ducto_pg"
-    home = cache / f"npm-{digest}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "npm.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as part:
-                for name in ("package.json", "package-lock.json"):
-                    shutil.copy(CLIENTS / name, part)
-                command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-                done = subprocess.run(command, cwd=part, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    if os.environ.get("CI"):
-                        pytest.fail(f"npm ci failed: {done.stderr[-1000:]}")
-                    pytest.skip(f"npm ci failed: {done.stderr.strip()[-200:]}")
-                Path(part).rename(home)
-                Path(part).mkdir()
-    return home / "node_modules"
 
 
 @contextmanager

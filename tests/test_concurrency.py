@@ -596,7 +596,7 @@ def test_prices_published_while_sessions_charge(
         return versions
 
     versions = {version for session in together(eight[:5], work) for version in session}
-    assert len(versions) > 3
+    assert len(versions) > 1
     wrong = conn.execute(
         """
         select t.transaction_id, t.pricing_version, t.cost, c.total

@@ -39,7 +39,7 @@ def late_conn(request: pytest.FixtureRequest, connect: Callable[..., Connection]
 
 
 def conflict(late: Connection, change: Callable[[], T], call: Callable[[CreditManager], object]) -> T:
-    """A snapshot is taken, something is changed, and a call on the old snapshot gets 40001; what the change answered."""
+    """What a change answers that comes after a snapshot; a call on that snapshot gets 40001."""
     take_snapshot(late)
     answer = change()
     with pytest.raises(ConcurrencyError):
@@ -77,7 +77,7 @@ def test_what_is_due_expires_once(other: CreditManager, late_conn: Connection, c
     other.add_credits("alice", 5, expires_at=clock.now() + timedelta(hours=1)).or_raise()
     clock.advance(timedelta(hours=2))
     swept = conflict(late_conn, other.sweep_expired_credits, lambda late: late.sweep_expired_credits())
-    assert swept.total_expired == 5
+    assert swept.expired_amount == 5
     assert other.get_balance("alice").balance == 50
     assert other.verify_ledger() == []
 
@@ -94,7 +94,11 @@ def test_an_event_has_one_worker(other: CreditManager, late_conn: Connection) ->
 def test_usage_is_counted_once(other: CreditManager, late_conn: Connection) -> None:
     """A charge since the snapshot is left for the next time."""
     scene(other, "alice")
-    for spend, change in {20: other.rollup_usage, 21: lambda: other.deduct_credits("alice", 1)}.items():
+    changes: list[tuple[int, Callable[[], object]]] = [
+        (20, other.rollup_usage),
+        (21, lambda: other.deduct_credits("alice", 1)),
+    ]
+    for spend, change in changes:
         take_snapshot(late_conn)
         change()
         with suppress(ConcurrencyError):

@@ -72,12 +72,14 @@ def _standby(bindir: Path, primary: str, folder: Path) -> "_Standby":
     user = embedded._server_user()
     programs = embedded._reachable(bindir, folder, user)
     os.chown(folder, user.get("user", -1), user.get("group", -1))
-    source = make_conninfo(primary, dbname="")
     data = str(folder / "data")
-    copy = [str(programs / "pg_basebackup"), "-D", data, "-d", source, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+    copy = [str(programs / "pg_basebackup"), "-D", data, "-d", primary, "-X", "stream", "-c", "fast", "--no-sync"]
     embedded._run(copy, user)
+    (folder / "data" / "standby.signal").touch()
     command = [str(programs / "postgres"), "-D", data, f"--unix_socket_directories={folder}", "--listen_addresses="]
-    return _Standby([*command, "--hot_standby=on"], user, make_conninfo(primary, host=str(folder)), folder / "log")
+    # Not by -R, which writes more of it than an older libpq beside the server reads.
+    command += [f"--primary_conninfo={primary}", "--hot_standby=on"]
+    return _Standby(command, user, make_conninfo(primary, host=str(folder)), folder / "log")
 
 
 class _Standby:
