@@ -287,6 +287,7 @@ create type ducto_private.due_lot as (
   lot_id uuid,
   transaction_id uuid,
   expires_at timestamptz,
+  seq bigint,
   remainder bigint,
   expired bigint
 );
@@ -308,7 +309,7 @@ create table ducto_private.spend_caps (
   model text collate "C" not null default '',
   cap_limit bigint not null check (cap_limit >= 0),
   action text not null check (action in ('deny', 'warn', 'notify')),
-  spent bigint not null default 0 check (spent >= 0),
+  spent numeric not null default 0 check (spent >= 0),
   window_date date not null,
   told_date date,
   primary key (account_id, model, cap_type)
@@ -330,9 +331,9 @@ create table ducto_private.team_members (
   role text not null default 'member',
   spend_cap bigint check (spend_cap >= 0),
   spend_cap_period text not null default 'lifetime' check (spend_cap_period in ('lifetime', 'daily', 'monthly')),
-  spent bigint not null default 0 check (spent >= 0),
+  spent numeric not null default 0 check (spent >= 0),
   window_date date,
-  total_spent bigint not null default 0 check (total_spent >= 0),
+  total_spent numeric not null default 0 check (total_spent >= 0),
   joined_at timestamptz not null,
   left_at timestamptz,
   primary key (account_id, user_id)

@@ -50,6 +50,7 @@ create or replace function ducto_private.is_plain_usage(p_usage jsonb) returns b
 language sql stable parallel safe
 as $$
   select case when p_usage @@ 'strict $.model.type() == "string"' and pg_column_size(p_usage) < 256
+    and octet_length(p_usage ->> 'model') < 256
     then (p_usage - 'model') @@ 'strict !($.*.floor() >= 1000000000000000) && !exists($.* ? (@.abs().floor() <> @))' end
 $$;
 

@@ -178,8 +178,13 @@ begin
     select from pg_proc as p
     where p.proname = p_name and p.pronamespace = 'ducto_private'::regnamespace)
   then
-    execute format('create function ducto_private.%I(%s) returns ducto_private.%I language plpgsql stable parallel safe as %L',
-      p_name, p_arguments, p_returns, p_body);
+    begin
+      execute format('create function ducto_private.%I(%s) returns ducto_private.%I language plpgsql stable parallel safe as %L',
+        p_name, p_arguments, p_returns, p_body);
+    exception when duplicate_function then
+      raise exception 'prices were published after this transaction took its snapshot'
+        using errcode = '40001', hint = 'Retry the transaction.';
+    end;
     execute format('revoke all on function ducto_private.%I(%s) from public', p_name, p_arguments);
   end if;
 end

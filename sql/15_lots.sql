@@ -9,7 +9,7 @@
 create or replace function ducto_private.due_lots(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language sql stable
 as $$
-  select x.lot_id, x.transaction_id, x.expires_at, x.remainder,
+  select x.lot_id, x.transaction_id, x.expires_at, x.seq, x.remainder,
     (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint
   from (
     select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq)) as expired
@@ -59,7 +59,7 @@ declare
     select d
     from ducto_private.due_lots(p_account.account_id, p_now) as d
     where d.expired > 0
-    order by d.expires_at, d.lot_id);
+    order by d.expires_at, d.seq);
   v_lot ducto_private.due_lot;
   v_id uuid;
 begin
@@ -188,15 +188,25 @@ declare
   v_due bigint;
 begin
   with taken as (
-    select l.lot_id, l.expires_at, -e.amount as amount, sum(-e.amount) over (order by l.expires_at desc, l.seq desc) as upto
+    select l.lot_id, l.expires_at, l.remainder, t.transaction_id as grant_id, t.amount as granted, -e.amount as amount,
+      sum(-e.amount) over (order by l.expires_at desc, l.seq desc) as upto
     from ducto_private.lot_entries as e
     join ducto_private.credit_lots as l on l.lot_id = e.lot_id and l.account_id = e.account_id
+    join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
     where e.transaction_id = p_charge_id and e.account_id = p_account.account_id
   ), given as (
-    select t.lot_id, t.expires_at > p_now as open,
-      (least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before))::bigint as amount
+    -- What a removal of the lot's grant took elsewhere in its place comes back there, as credits that do not expire.
+    select t.lot_id, t.expires_at > p_now as open, a.amount
     from taken as t
-    where v_upto > v_before and t.upto > v_before and t.upto - t.amount < v_upto
+    cross join lateral (
+      select least(
+        least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before),
+        t.granted - t.remainder + coalesce(sum(g.amount), 0))::bigint as amount
+      from ducto_private.transaction_details as d
+      join ducto_private.transactions as g on g.transaction_id = d.transaction_id and g.account_id = d.account_id
+      where d.account_id = p_account.account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
+    ) as a
+    where v_upto > v_before and t.upto > v_before and t.upto - t.amount < v_upto and a.amount > 0
   ), changed as (
     update ducto_private.credit_lots as l
     set remainder = l.remainder + g.amount

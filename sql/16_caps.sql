@@ -14,7 +14,7 @@ $$;
 
 -- What the window that begins on p_first has debited so far, net of refunds of its charges.
 create or replace function ducto_private.window_spent(
-  p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns bigint
+  p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns numeric
 language plpgsql stable
 as $$
 declare
@@ -91,15 +91,15 @@ begin
   for c in
     select n.* from ducto_private.caps_now(p_account_id, p_now, p_zone, p_models) as n order by n.model, n.cap_type
   loop
-    v_tell := case when p_exceeded is null then p_debit > 0 and c.spent::numeric + p_debit > c.cap_limit
+    v_tell := case when p_exceeded is null then p_debit > 0 and c.spent + p_debit > c.cap_limit
       else exists (select from unnest(p_exceeded) as e where e.model = c.model and e.cap_type = c.cap_type) end;
     v_beyond := v_beyond or v_tell;
     v_event := case
       when c.action <> 'deny' and v_tell and c.told_date is distinct from c.window_date then 'cap_warned'
-      when c.action = 'deny' and p_debit > 0 and c.spent < c.cap_limit and c.spent::numeric + p_debit >= c.cap_limit
+      when c.action = 'deny' and p_debit > 0 and c.spent < c.cap_limit and c.spent + p_debit >= c.cap_limit
         then 'cap_reached' end;
     update ducto_private.spend_caps as s
-    set spent = least(9223372036854775807, c.spent::numeric + p_debit),
+    set spent = c.spent + p_debit,
       window_date = c.window_date,
       told_date = case v_event when 'cap_warned' then c.window_date else c.told_date end
     where s.account_id = p_account_id and s.model = c.model and s.cap_type = c.cap_type;
@@ -114,7 +114,7 @@ $$;
 
 -- What a member has spent in the period of the member's cap.
 create or replace function ducto_private.member_spent(p_member ducto_private.team_members, p_now timestamptz, p_zone text)
-returns bigint
+returns numeric
 language plpgsql stable
 as $$
 declare
@@ -177,7 +177,7 @@ language plpgsql volatile
 as $$
 declare
   v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
-  v_spent bigint := ducto_private.member_spent(p_member, p_now, p_zone);
+  v_spent numeric := ducto_private.member_spent(p_member, p_now, p_zone);
 begin
   if v_first is null or v_first = ducto_private.window_of(p_member.spend_cap_period, p_at, p_zone) then
     v_spent := v_spent + p_debit;
@@ -344,7 +344,7 @@ begin
     v_cap := (ducto_private.caps_exceeded(v_account, v_now, v_terms.timezone, array['', p_model, v_terms.resolved_model],
       coalesce(p_amount, 0), ducto_private.allowance_left(v_account, v_terms)))[1];
   end if;
-  return row(coalesce(v_cap.action = 'deny', false), coalesce(v_cap.spent, 0), coalesce(v_cap.cap_limit, 0), v_cap.action,
+  return row(coalesce(v_cap.action = 'deny', false), least(coalesce(v_cap.spent, 0), 9223372036854775807), coalesce(v_cap.cap_limit, 0), v_cap.action,
     nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;
 end
 $$;

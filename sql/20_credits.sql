@@ -151,8 +151,9 @@ begin
     if not found then
       return ducto_private.credits_refusal('transaction_not_found', v_account);
     end if;
+    -- What is due is gone for a removal, whether it has expired or is kept for a hold.
     select coalesce(-sum(t.amount), 0) + (
-      select coalesce(sum(l.expired), 0)
+      select coalesce(sum(l.remainder), 0)
       from ducto_private.due_lots(p_user_id, v_now) as l
       where l.transaction_id = v_grant.transaction_id)
     into v_gone

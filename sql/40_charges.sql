@@ -317,6 +317,7 @@ declare
   v_carry numeric;
   v_seq bigint;
   v_revision bigint;
+  v_start timestamptz;
   v_now timestamptz;
   v_charged bigint;
   v_id uuid;
@@ -329,6 +330,7 @@ begin
   then
     v_price := ducto_private.plain_price(p_metrics);
     if v_price.cost > 0 then
+      v_start := ducto_private.clock();
       update ducto_private.accounts as a
       set balance = a.balance - floor(a.carry + v_price.credits)::bigint,
         carry = trim_scale(mod(a.carry + v_price.credits, 1)),
@@ -341,16 +343,19 @@ begin
       if found then
         v_charged := ceil(v_price.credits - v_carry)::bigint;
         v_id := ducto_private.new_id(v_now);
-        insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
-          pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-        values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
-          v_carry, v_price.cost, p_metrics, p_metrics ->> 'model', v_price.resolved_model, p_idempotency_key)
-        on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
-        if found then
-          return row(v_id, p_user_id, -v_charged, v_balance, false, null, v_price.cost, 0, 0, '{}'::text[],
-            v_revision)::ducto.deduction_result;
+        -- Price and time may be from before a long wait for the account: then charge() reads them again.
+        if ducto_private.clock() < v_start + interval '1 second' then
+          insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
+            created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
+          values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
+            v_carry, v_price.cost, p_metrics, p_metrics ->> 'model', v_price.resolved_model, p_idempotency_key)
+          on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
+          if found then
+            return row(v_id, p_user_id, -v_charged, v_balance, false, null, v_price.cost, 0, 0, '{}'::text[],
+              v_revision)::ducto.deduction_result;
+          end if;
         end if;
-        -- The key is taken: undone, for charge() to answer. The clock of the account does not go back.
+        -- That, or the key is taken: undone, for charge() to answer. The clock of the account does not go back.
         update ducto_private.accounts as a
         set balance = v_balance + v_charged,
           carry = trim_scale(v_carry + v_charged - v_price.credits),

@@ -55,6 +55,7 @@ begin
     return v_answer;
   end if;
   v_terms := ducto_private.quote(null, null, null, v_account.plan_id, v_account.account_id is null);
+  perform ducto_private.check_snapshot(v_terms.version);
   if v_terms.plan_id is null then
     return v_answer;
   end if;

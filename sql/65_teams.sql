@@ -206,7 +206,7 @@ as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query
-  select m.user_id, m.role, m.spend_cap, m.total_spent, m.spend_cap_period, null::text
+  select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text
   from ducto_private.team_members as m
   where m.account_id = p_team_id and m.left_at is null
   order by m.user_id;

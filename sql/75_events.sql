@@ -106,6 +106,8 @@ begin
     get diagnostics v_rows = row_count;
     v_changed := v_changed + v_rows;
     if v_account_id = p_user_id then
+      -- In the order in which ack_events() locks them.
+      perform from ducto_private.events as e where e.account_id = p_user_id order by e.event_id for update;
       update ducto_private.events as e
       set payload = '{}'
       where e.account_id = p_user_id and e.payload <> '{}';

@@ -548,3 +548,34 @@ def test_thousands_of_lots(ledger: Ledger) -> None:
     gives(new_balance=2976)(ledger, ask.refund_credits("@charge"))
     at("2026-01-03")(ledger)
     reads(balance=3000 - 48)(ledger, balance)
+
+
+def test_what_is_kept_for_a_hold_is_not_taken_back_elsewhere(ledger: Ledger) -> None:
+    for step in (
+        ask.add_credits("u", 50, "promotion", expires_at="2026-01-02T00:00+00"),
+        ask.add_credits("u", 100),
+        ask.reserve_credits("u", 50, ttl=1000000),
+        at("2026-01-03"),
+        but(refuses("exceeds_grant"), ask.remove_credits("u", 50, transaction_id="@grant1")),
+        ask.release_reservation("@hold"),
+    ):
+        step(ledger)
+    reads(balance=100)(ledger, balance)
+    refuses("exceeds_grant")(ledger, ask.remove_credits("u", 1, transaction_id="@grant1"))
+    assert ledger.violations() == []
+
+
+def test_a_refund_does_not_refill_a_lot_whose_grant_was_taken_back(ledger: Ledger) -> None:
+    for step in (
+        ask.add_credits("u", 50, "promotion", expires_at="2026-02-02T00:00+00"),
+        ask.add_credits("u", 100),
+        charge(30),
+        ask.remove_credits("u", 50, transaction_id="@grant1"),
+        ask.refund_credits("@charge"),
+    ):
+        step(ledger)
+    reads(balance=100)(ledger, balance)
+    at("2026-02-03")(ledger)
+    reads(balance=100)(ledger, balance)
+    ask.add_credits("u", 1)(ledger)
+    assert ledger.violations() == []
