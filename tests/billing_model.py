@@ -86,7 +86,11 @@ class Lot:
 
 @dataclass(eq=False)
 class Row:
-    """A row of the ledger; `taken` is what it took of which lot, in order, less what refunds gave back."""
+    """A row of the ledger.
+
+    `taken` is what it took of which lot, in order, `outside` what of none; both less what refunds gave back: what paid
+    a debt counts as `outside`, which may so become negative.
+    """
 
     transaction_id: str
     seq: int
@@ -219,6 +223,11 @@ def in_order(lots: Iterable[Lot]) -> list[Lot]:
 def matches(model: str | None, names: Names) -> bool:
     """Whether a cap of this model, or of all, matches."""
     return model is None or model in names
+
+
+def most_first(rows: list[Answer]) -> list[Answer]:
+    """Rows of statistics, those that spent most first, then by name."""
+    return sorted(rows, key=lambda row: (-row["total_spend"], next(iter(row.values()))))
 
 
 class Billing:
@@ -652,7 +661,8 @@ class Billing:
             return first
         if not is_open(hold, self.now(account)):
             raise self._refused(account, "reservation_not_active")
-        self._check_member(account, hold.actor_id)
+        if add_amount:
+            self._check_member(account, hold.actor_id)
         warning = self._admit(account, add_amount, hold.names, hold.actor_id, hold.min_balance)
         now = self._begin(account)
         hold.amount += add_amount
@@ -670,8 +680,7 @@ class Billing:
         if not again:
             self._begin(account)
             hold.status, hold.amount = "released", 0
-        told = {"idempotent": again} | ({} if again else {"balance": account.balance})  # KNOWN
-        return self._hold_answer(account, hold, self.now(account), []) | told
+        return self._hold_answer(account, hold, self.now(account), []) | {"idempotent": again}
 
     # Charges
 
@@ -878,21 +887,24 @@ class Billing:
         return self._remember(account, "ledger", idempotency_key, request, answer)
 
     def _give_back(self, account: Account, charge: Row, row: Row, back: int, debt: int, now: datetime) -> None:
-        """What was not of a lot comes back first, then lots, last first, as far as no debt takes it."""
-        outside = min(charge.outside, back)
-        charge.outside -= outside
-        left = min(back - outside, max(0, back - debt))
-        charge.outside -= back - outside - left
+        """What was not of a lot comes back first, then lots, last first, as far as no debt takes it.
+
+        What a removal of a lot's grant took elsewhere comes back there.
+        """
+        left = min(back - max(0, min(charge.outside, back)), max(0, back - debt))
+        charge.outside -= back - left
         new = 0
         for place in reversed(range(len(charge.taken))):
-            lot, part = charge.taken[place]
-            given = min(part, left)
-            left -= given
-            charge.taken[place] = lot, part - given
+            lot, taken = charge.taken[place]
+            part = min(taken, left)
+            left -= part
+            charge.taken[place] = lot, taken - part
+            grant = next(grant for grant in account.rows if grant.transaction_id == lot.transaction_id)
+            part = min(part, max(0, grant.amount - grant.removed - lot.expired - lot.remainder))
             if lot.expires_at > now:
-                lot.remainder += given
+                lot.remainder += part
             else:
-                new += given
+                new += part
         if new:
             account.lots.append(Lot(next(self._numbers), row.transaction_id, new, now + REFUND_LOT))
 
@@ -1041,6 +1053,57 @@ class Billing:
             "reserved": held,
             "available": max(0, left - held + max(0, balance - floor)),
             "credit_limit": account.credit_limit,
+        }
+
+    def _statistics(
+        self, start: datetime | None, end: datetime | None, group: Callable[[Account, Row], Any]
+    ) -> dict[Any, Answer]:
+        """What was spent and refunded from start and before end, by what the charge's account and row say."""
+        sums: dict[Any, Answer] = {}
+        for account in self.accounts.values():
+            for row in account.rows:
+                within = (start is None or start <= row.created_at) and (end is None or row.created_at < end)
+                if not within or row.type not in ("usage", "refund"):
+                    continue
+                zeros = dict.fromkeys(("total_spend", "transaction_count", "allowance_used", "refunded", "cost"), 0)
+                told = sums.setdefault(group(account, row), zeros)
+                if row.type == "usage":
+                    told["total_spend"] -= row.amount
+                    told["transaction_count"] += 1
+                    told["allowance_used"] += row.allowance_used
+                    told["cost"] += row.cost
+                else:
+                    told["refunded"] += row.amount
+        return sums
+
+    def spend_by_user(self, start: datetime | None = None, end: datetime | None = None) -> list[Answer]:
+        told = self._statistics(start, end, lambda account, row: row.actor_id or account.account_id)
+        return most_first([{"user_id": user, **sums} for user, sums in told.items()])
+
+    def spend_by_model(self, start: datetime | None = None, end: datetime | None = None) -> list[Answer]:
+        told = self._statistics(start, end, lambda account, row: row.resolved_model or row.model or "")
+        return most_first([{"model": model, **sums} for model, sums in told.items()])
+
+    def daily_spend(self, start: datetime | None = None, end: datetime | None = None) -> list[Answer]:
+        told = self._statistics(start, end, lambda account, row: self.window("daily", row.created_at))
+        return [{"date": day, **sums} for day, sums in sorted(told.items())]
+
+    def top_users(self, start: datetime | None = None, end: datetime | None = None) -> list[Answer]:
+        names = ("user_id", "total_spend", "allowance_used", "refunded", "cost")
+        users = [user for user in self.spend_by_user(start, end) if user["transaction_count"]]
+        return [{name: user[name] for name in names} for user in users][:10]
+
+    def aggregate_stats(self, start: datetime | None = None, end: datetime | None = None) -> Answer:
+        users, models = self.spend_by_user(start, end), self.spend_by_model(start, end)
+        days = [day for day in self.daily_spend(start, end) if day["transaction_count"]]
+        total = sum(user["total_spend"] for user in users)
+        return {
+            "total_credits_consumed": total,
+            "active_users": sum(user["transaction_count"] > 0 for user in users),
+            "avg_daily_spend": total // len(days) if days else 0,
+            "top_user": next((user["user_id"] for user in users if user["transaction_count"]), None),
+            "top_model": next((of["model"] for of in models if of["model"] and of["transaction_count"]), None),
+            **{name: sum(user[name] for user in users) for name in ("allowance_used", "refunded", "cost")},
         }
 
     def check_allowance(self, user_id: str) -> Answer:
