@@ -37,7 +37,7 @@ _CALLS = {
     "ceil": "pg_catalog.ceil",
     "floor": "pg_catalog.floor",
 }
-_QUOTED = str.maketrans({"\\": "\\\\", "'": "''", "\n": "\\n", "\r": "\\r"})
+_QUOTED = str.maketrans({"\\": "\\\\", "'": "''", "\n": "\\n", "\r": "\\r", "\1": "\\001"})
 
 
 def text(value: str) -> str:

@@ -6,8 +6,8 @@ The functions of a version, all in `ducto_private`:
   overrides. A decision tree finds the greatest key that is not above the name; every key that is a prefix of the name
   is one of that key's own prefixes. Large sets are split into leaves, which a session compiles when it uses them.
 - `price_<hash>(version, usage, job, plan, unseen)`: the whole price, and all that a charge needs of the config.
-- `plain_<hash>(version, usage)`, of the same hash: the price of a usage that `is_plain_usage()` passes, without plan,
-  job and priced tools. It answers null, and never raises, where that is not all there is to say.
+- `plain_<hash>(version, usage)`, of the same hash: the price of a charge that asks for nothing but sums, products and
+  quotients of whole counts. It answers null, and never raises, where that is not all there is to say.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ from decimal import Decimal
 from typing import Any
 
 from ducto_pg import exactjson
-from ducto_pg.arithmetic import trim_scale
+from ducto_pg.arithmetic import evaluate, trim_scale
 from ducto_pg.config import Formulas, check
+from ducto_pg.errors import FormulaError
 from ducto_pg.formula import Formula, Node, Variable
 from ducto_pg.models import MAX_BIGINT, PricingConfigData, UsageMetrics
 from ducto_pg.plpgsql import expression, json_path, text, variable
@@ -30,6 +31,8 @@ TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 KEYS_PER_LEAF = 32
 INLINED_KEYS = 128
 KEY_ONLY = 1_000
+PLAIN_COUNTS = 6
+PLAIN_RANGES = 384
 
 _RATES = "p_name text, p_model text, p_usage jsonb, p_longer_than integer"
 _PLAIN = "p_version integer, p_usage jsonb"
@@ -39,6 +42,20 @@ _LONG_WAY = """
     v_overrides text; v_own ducto_private.model_price; v_resolved text; v_path text;
     v_most numeric; v_most_path text;
     v_search numeric; v_job text; v_fixed numeric; v_cache numeric; v_cost numeric;"""
+_PLAIN_BODY = """declare
+  v_place constant integer := ({places}::integer[])[
+    pg_catalog.width_bucket(p_usage ->> 'model' collate "C", array[{bounds}]::text[])];
+  v_cost constant numeric := case
+    when coalesce(pg_catalog.octet_length(p_usage ->> 'model'), 256) > 255 then null
+    when p_usage - {fields}::text[] = '{{}}'::jsonb then pg_catalog.jsonb_path_query_first(
+      case when p_usage ?& {counts} then p_usage else {defaults}::jsonb || p_usage end,
+      (array[{paths}]::jsonpath[])[v_place], '{{}}', true)::numeric end;
+begin
+  return row({price})::ducto_private.plain_price;
+end"""
+_NEVER_PLAIN = """begin
+  return case when p_usage is null then row(p_version, null, null, null, null)::ducto_private.plain_price end;
+end"""
 _CALL_COUNT = (
     "case pg_catalog.jsonb_typeof(p_usage -> 'tool_calls') when 'array'"
     " then pg_catalog.jsonb_array_length(p_usage -> 'tool_calls')::numeric"
@@ -267,7 +284,7 @@ class _Compiler:
         sums = {"v_tools": formulas.tools, "v_search": formulas.search, "v_fixed": True, "v_cache": formulas.cache}
         summands = [name if configured else "0::numeric" for name, configured in sums.items()]
         tool_sum, search, fixed, cache = summands
-        plain = "\n".join(self.plain(leaves))
+        plain = self.plain()
         body = [
             f"-- plain: {hashlib.sha256(plain.encode()).hexdigest()}",
             "declare",
@@ -322,15 +339,16 @@ class _Compiler:
         self.functions[name] = Function(name, _PLAIN, "plain_price", plain)
         return price
 
-    def plain(self, leaves: Sequence[tuple[str, str]]) -> list[str]:
+    def plain(self) -> str:
         """The price of a plain charge.
 
         A charge is one transaction, and PL/pgSQL prepares each expression once per transaction, node by node: hence few
-        and small ones.
+        and small ones. The model's place in a sorted array gives its formula, a path that also sees to the counts.
         """
-        config, formulas = self.config, self.formulas
-        parts = [part for part in (formulas.search, formulas.cache) if part]
-        paths = {} if parts else {key: self.path(formula) for key, formula in formulas.models.items()}
+        config = self.config
+        counts, paths = self.paths(self.formulas.models)
+        if not paths:
+            return _NEVER_PLAIN
         rounded = {
             "carry": "v_cost",
             "up": "pg_catalog.ceil(v_cost)",
@@ -338,69 +356,66 @@ class _Compiler:
             "half_up": "pg_catalog.floor(v_cost + 0.5)",
         }
         least = max(config.min_balance, config.low_balance_credits) + 1
+        fields = ",".join(counts)
 
-        def priced(cost: str, resolved: str) -> list[str]:
-            lines = [f"v_cost := {cost};"]
-            if parts:
-                lines += self.part("v_search", formulas.search, "search.costs", "0::numeric")
-                lines += self.part("v_cache", formulas.cache, "cache.discount")
-                lines.append("v_cost := greatest(0::numeric, v_cost + v_search + v_cache);")
-            price = f"p_version, {resolved}, v_cost, {rounded[config.rounding]}, {least}"
-            return [*lines, f"return row({price})::ducto_private.plain_price;"]
+        def leaf(ranges: Sequence[tuple[str, str | None]]) -> str:
+            keys = sorted({key for _, key in ranges if key in paths})
+            places = (str(keys.index(key) + 1) if key in paths else "0" for _, key in ranges)
+            names = ", ".join("null" if key == DEFAULT else text(key) for key in keys)
+            return _PLAIN_BODY.format(
+                bounds=", ".join(text(bound) for bound, _ in ranges),
+                places=text(f"{{{','.join(places)}}}"),
+                fields=text(f"{{model,{fields}}}"),
+                counts=text(f"{{{fields}}}"),
+                defaults=text(exactjson.dumps(counts)),
+                paths=", ".join(text(paths[key]) for key in keys),
+                price=f"p_version, (array[{names}]::text[])[v_place], v_cost, {rounded[config.rounding]}, {least}",
+            )
 
-        def served(key: str, resolved: str) -> list[str]:
-            if path := paths.get(key):
-                return priced(path, resolved)
-            reads, credits = self.valued(formulas.models[key], f"models.{key}")
-            return [*reads, *priced(f"greatest(0::numeric, {credits})", resolved)]
-
-        def named(key: str) -> list[str]:
-            return served(key, text(key))
-
-        chains = _chains(sorted(formulas.models), [])
-        few = sum(1 + len(prefixes) for prefixes in chains.values()) <= INLINED_KEYS
-        if few:
-            lines = _search("v_model", _steps("v_model", chains, named, named))
-        else:
-            calls = [
-                (_bound(first), [f"v_price := ducto_private.{leaf}(v_model, v_model, p_usage, -1);"])
-                for first, leaf in leaves
-            ]
-            found = priced("v_price.credits", "v_price.resolved")
-            lines = [*_search("v_model", calls), "if v_price.credits is not null then", *_indent(found), "end if;"]
-        if DEFAULT in formulas.models:
-            lines += served(DEFAULT, "null")
-        inlined = formulas.models if few else {DEFAULT} & formulas.models.keys()
-        read = [*(formulas.models[key] for key in sorted(inlined) if not paths.get(key)), *parts]
-        if read or not few:
-            lines = ["begin", *_indent(lines), "exception when others then", "  return null;", "end;"]
-        return [
-            "declare",
-            "  v_model text;",
-            "  v_cost numeric;",
-            *([] if few else ["  v_price ducto_private.model_price;"]),
-            *(["  v_search numeric := 0;", "  v_cache numeric := 0;"] if parts else []),
-            *self.declarations(read),
-            "begin",
-            f"  if p_usage - {self.common_fields()} = '{{}}'::jsonb then",
-            "    v_model := p_usage ->> 'model';",
-            *_indent(_indent(lines)),
-            "  end if;",
-            "  return null;",
-            "end",
-        ]
-
-    def path(self, formula: Formula) -> str | None:
-        """The formula as a path over the usage, which has its defaults where they are needed."""
-        path = json_path(formula)
-        defaults = {name: self.config.metrics.get(name, Decimal(0)) for name in sorted(formula.variables)}
-        if path is None or any(value != int(value) for value in defaults.values()):
-            return None
-        usage = (
-            f"case when p_usage ?& {text('{' + ','.join(defaults) + '}')} then p_usage"
-            f" else {text(exactjson.dumps(defaults))}::jsonb || p_usage end"
+        ranges = _ranges(self.formulas.models)
+        leaves = [ranges[start : start + PLAIN_RANGES] for start in range(0, len(ranges), PLAIN_RANGES)]
+        if len(leaves) == 1:
+            return leaf(ranges)
+        calls = []
+        for part in leaves:
+            function = self.add("plain", _PLAIN, "plain_price", [leaf(part)])
+            calls.append((_bound(part[0][0]), [f"return ducto_private.{function}(p_version, p_usage);"]))
+        search = _search("v_model", calls)
+        return "\n".join(
+            ["declare", "  v_model constant text := p_usage ->> 'model';", "begin", *_indent(search), "end"]
         )
-        return f"pg_catalog.jsonb_path_query_first({usage}, {text(path)}, '{{}}', true)::numeric"
+
+    def paths(self, models: Mapping[str, Formula]) -> tuple[dict[str, Decimal], dict[str, str]]:
+        """The counts that a plain usage may have, with their defaults, and the path of each model that has one.
+
+        A usage with a count that the search or the cache part reads is not plain: without, those must add nothing.
+        """
+        metrics = self.config.metrics
+        parts = [part for part in (self.formulas.search, self.formulas.cache) if part]
+        idle = {name: metrics.get(name, Decimal(0)) for part in parts for name in part.variables}
+        barred = idle.keys() | ({"tool_calls"} if self.formulas.tools else set())
+        try:
+            values = [evaluate(part, idle, "", "") for part in parts]
+        except FormulaError:
+            return {}, {}
+        if any(values) or any(part.uses_model for part in parts):
+            return {}, {}
+        # A discount of nothing adds no credits, but its decimals.
+        scale = f" + {abs(values[-1]):f}" if self.formulas.cache else ""
+        paths = {
+            key: path
+            for key, formula in models.items()
+            if (path := json_path(formula)) and not formula.variables & barred
+        }
+        names = {name for key in paths for name in models[key].variables}
+        if len(names) > PLAIN_COUNTS:
+            names &= set(TOKENS)
+            paths = {key: path for key, path in paths.items() if models[key].variables <= names}
+        counts = {name: metrics.get(name, Decimal(0)) for name in sorted(names)}
+        whole = " && ".join(f'@."{name}".abs().floor() == @."{name}"' for name in counts)
+        total = " + ".join(f'@."{name}"' for name in counts)
+        sound = f'$ ? (@."model".type() == "string" && {whole} && {total} < 1000000000000000)."'
+        return counts, {key: "strict " + path.replace('$."', sound, 1) + scale for key, path in paths.items()}
 
     def common_fields(self) -> str:
         """The usage fields that the short ways of a price know."""
@@ -680,6 +695,25 @@ def _steps(
             lines += [f"elsif {_serves(prefix, subject)} then", *_indent(serve_prefix(prefix))]
         steps.append((_bound(key), [*lines, "end if;"]))
     return steps
+
+
+def _ranges(models: Iterable[str]) -> list[tuple[str, str | None]]:
+    """All names in order, as ranges: the first of each, and the key that serves it (`_default` where no other does)."""
+    keys = {*models}
+    others = DEFAULT if DEFAULT in keys else None
+    bounds = {"", DEFAULT, DEFAULT + "\1"}
+    for key in keys - {DEFAULT}:
+        bounds |= {key, key + "\1"}
+        bounds |= {key + letter for separator in SEPARATORS for letter in (separator, chr(ord(separator) + 1))}
+    ranges: list[tuple[str, str | None]] = []
+    for bound in sorted(bounds):
+        ends = (end for end in range(len(bound), 0, -1) if bound[end : end + 1] in ("", *SEPARATORS))
+        served = next((bound[:end] for end in ends if bound[:end] in keys - {DEFAULT}), others)
+        if bound == DEFAULT:
+            served = None
+        if not ranges or ranges[-1][1] != served:
+            ranges.append((bound, served))
+    return ranges
 
 
 def _counters(tools: Sequence[object]) -> list[str]:

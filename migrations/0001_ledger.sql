@@ -224,7 +224,7 @@ create trigger append_only_truncate before truncate on ducto_private.transaction
 
 create table ducto_private.reservations (
   reservation_id uuid not null,
-  account_id text collate "C" not null references ducto_private.accounts,
+  account_id text collate "C" not null,
   actor_id text collate "C",
   status text not null default 'active' check (status in ('active', 'expired', 'settled', 'released')),
   held bigint not null check (held >= 0),
@@ -304,7 +304,7 @@ create table ducto_private.lot_entries (
 create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
 
 create table ducto_private.spend_caps (
-  account_id text collate "C" not null references ducto_private.accounts,
+  account_id text collate "C" not null,
   cap_type text not null check (cap_type in ('daily', 'monthly')),
   model text collate "C" not null default '',
   cap_limit bigint not null check (cap_limit >= 0),
@@ -319,14 +319,14 @@ comment on column ducto_private.spend_caps.told_date is 'First date of the windo
 comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
 
 create table ducto_private.teams (
-  account_id text collate "C" primary key references ducto_private.accounts,
+  account_id text collate "C" primary key,
   name text not null check (char_length(name) between 1 and 255),
   idempotency_key text collate "C",
   fingerprint bigint
 );
 
 create table ducto_private.team_members (
-  account_id text collate "C" not null references ducto_private.accounts,
+  account_id text collate "C" not null,
   user_id text collate "C" not null check (char_length(user_id) between 1 and 255),
   role text not null default 'member',
   spend_cap bigint check (spend_cap >= 0),

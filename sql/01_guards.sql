@@ -2,15 +2,23 @@
 
 -- The one source of time. Tests replace it; only the owner can.
 create or replace function ducto_private.clock() returns timestamptz
-language sql volatile
-as $$ select clock_timestamp() $$;
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return clock_timestamp();
+end
+$$;
 
 -- A time-ordered id (UUID version 7), so that index inserts stay at the right-hand edge.
 create or replace function ducto_private.new_id(p_now timestamptz) returns uuid
-language sql volatile
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
-  select ('0' || to_hex((date_part('epoch', p_now) * 65536000)::bigint & -61441 | 28672)
-    || to_hex((random() * 4611686018427387904)::bigint | -9223372036854775808))::uuid
+begin
+  return ('0' || to_hex((date_part('epoch', p_now) * 65536000)::bigint & -61441 | 28672)
+    || to_hex((random() * 4611686018427387904)::bigint | -9223372036854775808))::uuid;
+end
 $$;
 
 do $$
@@ -23,9 +31,12 @@ $$;
 
 -- An id as a caller gives it; null, which finds nothing, where it is none.
 create or replace function ducto_private.to_id(p_id text) returns uuid
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
-  select case when p_id ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_id::uuid end
+begin
+  return case when p_id ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_id::uuid end;
+end
 $$;
 
 create or replace function ducto_private.invalid(p_message text, p_hint text, p_detail text default null) returns void
@@ -38,26 +49,14 @@ end
 $$;
 
 create or replace function ducto_private.is_text(p_value text) returns boolean
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
-  select p_value is not null and char_length(p_value) between 1 and 255
-    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000')
+begin
+  return p_value is not null and char_length(p_value) between 1 and 255
+    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000');
+end
 $$;
-
--- What check_usage() finds nothing wrong with, at first glance: a small usage of whole counts. Inlined, because every
--- charge asks it; below 256 bytes no name in it is too long.
-create or replace function ducto_private.is_plain_usage(p_usage jsonb) returns boolean
-language sql stable parallel safe
-as $$
-  select case when p_usage @@ 'strict $.model.type() == "string"' and pg_column_size(p_usage) < 256
-    and octet_length(p_usage ->> 'model') < 256
-    then (p_usage - 'model') @@ 'strict !($.*.floor() >= 1000000000000000) && !exists($.* ? (@.abs().floor() <> @))' end
-$$;
-
--- A key that begins with a visible character of ASCII: check_key() need not look at it.
-create or replace function ducto_private.is_plain_key(p_key text) returns boolean
-language sql immutable parallel safe
-as $$ select p_key collate "C" >= '!' and p_key collate "C" < '~' and octet_length(p_key) < 256 $$;
 
 create or replace function ducto_private.check_text(p_value text, p_argument text) returns void
 language plpgsql stable parallel safe

@@ -4,6 +4,7 @@
 
 create or replace function ducto_private.divisor(p_value numeric, p_where text) returns numeric
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_value = 0 then
@@ -17,6 +18,7 @@ $$;
 -- The whole number at or below the exact quotient; floor(a / b) would round the quotient first.
 create or replace function ducto_private.floor_divide(p_left numeric, p_right numeric, p_where text) returns numeric
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_right constant numeric := ducto_private.divisor(p_right, p_where);
@@ -32,6 +34,7 @@ $$;
 -- What floor_divide leaves, with the sign of the divisor.
 create or replace function ducto_private.modulo(p_left numeric, p_right numeric, p_where text) returns numeric
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_rest constant numeric := pg_catalog.mod(p_left, ducto_private.divisor(p_right, p_where));
@@ -46,6 +49,7 @@ $$;
 -- The value at p_position (0 = the smallest) of the sorted values, the first of equal ones; between two, interpolated.
 create or replace function ducto_private.percentile(p_position numeric, p_values numeric[]) returns numeric
 language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_index constant integer := pg_catalog.trunc(p_position);
@@ -67,6 +71,7 @@ $$;
 create or replace function ducto_private.foreign_rates(
   p_function text, p_name text, p_model text, p_usage jsonb, p_longer_than integer) returns ducto_private.model_price
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_prices ducto_private.model_price[];
@@ -81,6 +86,7 @@ $$;
 -- The known name most like a misspelt one: at least half of their letters and pairs of letters are the same. Or null.
 create or replace function ducto_private.nearest(p_name text, p_known text[]) returns text
 language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
   with plain as (
     select k.name, pg_catalog.translate(pg_catalog.lower(k.name), '_-', '') as letters
@@ -106,11 +112,17 @@ as $$
 $$;
 
 create or replace function ducto_private.did_you_mean(p_name text, p_known text[], p_else text) returns text
-language sql stable parallel safe
-as $$ select coalesce('did you mean ' || ducto_private.nearest(p_name, p_known) || '?', p_else) $$;
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce('did you mean ' || ducto_private.nearest(p_name, p_known) || '?', p_else);
+end
+$$;
 
 create or replace function ducto_private.unknown_metric(p_usage jsonb, p_known text[]) returns void
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name constant text := (
@@ -124,6 +136,7 @@ $$;
 
 create or replace function ducto_private.unknown_model(p_version integer, p_plan text, p_model text) returns void
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_model in ('', 'none') then
@@ -148,6 +161,7 @@ $$;
 
 create or replace function ducto_private.unknown_job(p_job text, p_fixed jsonb) returns void
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise exception 'unknown job ''%''', pg_catalog.left(p_job, 255)
@@ -159,6 +173,7 @@ $$;
 
 create or replace function ducto_private.cost_beyond_bigint(p_where text) returns void
 language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise exception '%: the cost is beyond bigint', p_where
@@ -179,8 +194,9 @@ begin
     where p.proname = p_name and p.pronamespace = 'ducto_private'::regnamespace)
   then
     begin
-      execute format('create function ducto_private.%I(%s) returns ducto_private.%I language plpgsql stable parallel safe as %L',
-        p_name, p_arguments, p_returns, p_body);
+      execute format(
+        'create function ducto_private.%I(%s) returns ducto_private.%I language plpgsql stable parallel safe '
+        'set search_path = pg_catalog, pg_temp as %L', p_name, p_arguments, p_returns, p_body);
     exception when duplicate_function then
       raise exception 'prices were published after this transaction took its snapshot'
         using errcode = '40001', hint = 'Retry the transaction.';

@@ -5,9 +5,13 @@
 -- comes with the price in one answer, so that a publish in between can never mix two versions.
 
 create or replace function ducto_private.lock_setup() returns void
-language sql volatile
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
-as $$ select pg_advisory_xact_lock(7235512, 1) $$;
+as $$
+begin
+  perform pg_advisory_xact_lock(7235512, 1);
+end
+$$;
 
 -- The terms of a plan that version p_version does not have itself: those of the last version before it that has, else
 -- of the first one after it. Versions never change and only follow each other, so the answer never changes either.
@@ -69,48 +73,55 @@ begin
 end
 $$;
 
--- True. To lock a relation that the transaction has not locked yet is to hear of what others have committed, a new dispatcher
--- among it; nobody holds a lock on this type. For a charge that asks for its price before it touches a table.
-create or replace function ducto_private.has_heard() returns boolean
-language sql volatile
-as $$ select pg_relation_size('ducto_private.plain_price'::regclass) is distinct from -1 $$;
-
--- Writes the dispatchers anew, each one expression that its callers inline, for the version that was activated last: quote()
--- for every price, plain_price() for what a plain charge asks.
+-- Writes the dispatchers anew, for the version that was activated last: quote() for every price, plain_price() for what a
+-- plain charge asks. They are that version's functions themselves, to save a call.
 create or replace function ducto_private.write_dispatcher() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_active record;
+  v_version integer;
+  v_price text;
+  v_plain text;
 begin
-  select v.version, v.price_function
-  into v_active
+  select v.version, q.prosrc, p.prosrc
+  into v_version, v_price, v_plain
   from ducto_private.pricing_state as s
-  join ducto_private.pricing_versions as v on v.version = s.active_version;
+  join ducto_private.pricing_versions as v on v.version = s.active_version
+  join pg_proc as q on q.pronamespace = 'ducto_private'::regnamespace and q.proname = v.price_function
+  join pg_proc as p on p.pronamespace = 'ducto_private'::regnamespace and p.proname = replace(v.price_function, 'price_', 'plain_');
   execute format(
     $f$
     create or replace function ducto_private.quote(
       p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean)
     returns ducto_private.quote
-    language sql stable
-    as $b$
-      select case when p_version is null or p_version = %s
-        then %s
-        else ducto_private.quote_at(p_version, p_usage, p_job, p_plan, p_unseen) end
-    $b$
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as %L
     $f$,
-    coalesce(v_active.version, 0),
-    case when v_active.version is null then 'ducto_private.not_loaded()'
-      else format('ducto_private.%I(%s, p_usage, p_job, p_plan, p_unseen)', v_active.price_function, v_active.version) end);
+    format(
+      $b$begin
+  if p_version <> %s then
+    return ducto_private.quote_at(p_version, p_usage, p_job, p_plan, p_unseen);
+  end if;
+  p_version := %1$s;
+  %s;
+end$b$,
+      coalesce(v_version, 0), coalesce(v_price, 'return ducto_private.not_loaded()')));
   execute format(
     $f$
     create or replace function ducto_private.plain_price(p_usage jsonb) returns ducto_private.plain_price
-    language sql stable
-    as 'select %s'
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as %L
     $f$,
-    case when v_active.version is null then 'null::ducto_private.plain_price'
-      else format('ducto_private.%I(%s, p_usage)', replace(v_active.price_function, 'price_', 'plain_'), v_active.version) end);
+    format(
+      $b$declare
+  p_version constant integer := %s;
+begin
+  %s;
+end$b$,
+      coalesce(v_version, 0), coalesce(v_plain, 'return null')));
   revoke all on function ducto_private.quote(integer, jsonb, text, text, boolean), ducto_private.plain_price(jsonb) from public;
 end
 $$;

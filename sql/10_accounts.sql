@@ -5,14 +5,18 @@
 
 -- Whether an account uses nothing but its balance, so that a charge need look at nothing else.
 create or replace function ducto_private.is_plain(p_account ducto_private.accounts) returns boolean
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select p_account.kind = 'user' and p_account.plan_id is null and p_account.holds = 0 and p_account.lots = 0 and p_account.caps = 0
+begin
+  return p_account.kind = 'user' and p_account.plan_id is null and p_account.holds = 0 and p_account.lots = 0 and p_account.caps = 0;
+end
 $$;
 
 -- Puts an event into the outbox. Only edges are events: a charge that crosses none writes none.
 create or replace function ducto_private.emit(p_account_id text, p_type text, p_payload jsonb, p_now timestamptz) returns void
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.events (event_id, account_id, type, payload, created_at)
@@ -23,6 +27,7 @@ $$;
 -- Saves what a call changed of an account where no ledger row tells it: holds, limits, caps, plans, members.
 create or replace function ducto_private.save(p_account ducto_private.accounts, p_now timestamptz) returns void
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   update ducto_private.accounts as a
@@ -76,6 +81,7 @@ create or replace function ducto_private.post(
   p_low_balance bigint default null)
 returns uuid
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := coalesce(p_id, ducto_private.new_id(p_now));
@@ -128,6 +134,7 @@ $$;
 
 create or replace function ducto_private.check_range(p_value numeric, p_what text, p_account_id text) returns void
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_value not between -9223372036854775807 and 9223372036854775807 then
@@ -140,6 +147,7 @@ $$;
 -- An account as it would open now, on the default plan and with its bonus; where no version is active, with neither.
 create or replace function ducto_private.unopened(p_account_id text, p_terms ducto_private.quote) returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_now timestamptz := ducto_private.clock();
@@ -168,6 +176,7 @@ $$;
 -- The account that a hold or a charge of an unknown user would open; null where the config opens none.
 create or replace function ducto_private.would_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_terms ducto_private.quote := ducto_private.quote(null, null, null, null, true);
@@ -183,6 +192,7 @@ $$;
 create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_terms ducto_private.quote)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
@@ -211,6 +221,7 @@ $$;
 -- Locks an account, opening it first where it is unknown: for the calls that may open one.
 create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;
@@ -236,20 +247,25 @@ $$;
 -- The start and end of the local month in which p_now lies: the set of instants with that local month, also where
 -- midnight happens twice or never.
 create or replace function ducto_private.first_instant(p_local timestamp, p_zone text) returns timestamptz
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select min(c.at)
-  from (
-    select (p_local at time zone p_zone) - o.shift as at
-    from (values (interval '0'), (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
-  ) as c
-  where c.at at time zone p_zone >= p_local
+begin
+  return (
+    select min(c.at)
+    from (
+      select (p_local at time zone p_zone) - o.shift as at
+      from (values (interval '0'), (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
+    ) as c
+    where c.at at time zone p_zone >= p_local);
+end
 $$;
 
 -- An account with the allowance period of p_now begun.
 create or replace function ducto_private.roll_allowance(p_account ducto_private.accounts, p_now timestamptz, p_zone text)
 returns ducto_private.accounts
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_month timestamp;
@@ -266,15 +282,19 @@ $$;
 
 -- Whether something of an account expired by p_now that its row still counts.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now)
+begin
+  return (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now);
+end
 $$;
 
 -- An account as it stands at p_now, what has expired dropped. Whoever then saves it calls write_expiry() first.
 create or replace function ducto_private.drop_expired(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   select coalesce(sum(r.held), 0), count(*), min(r.expires_at)
@@ -295,6 +315,7 @@ $$;
 create or replace function ducto_private.write_expiry(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   update ducto_private.reservations as r
@@ -308,6 +329,7 @@ $$;
 create or replace function ducto_private.expire(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if ducto_private.is_due(p_account, p_now) then
@@ -320,6 +342,7 @@ $$;
 -- An account as a reader sees it, changed_at the time of reading; a null row where it is unknown.
 create or replace function ducto_private.as_read(p_account_id text) returns ducto_private.accounts
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;
@@ -339,26 +362,37 @@ $$;
 -- What a plan's allowance of the current period still pays.
 create or replace function ducto_private.allowance_left(p_account ducto_private.accounts, p_terms ducto_private.quote)
 returns bigint
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case when p_account.plan_id is null or p_terms.free_allowance is null then 0
-    else greatest(0, p_terms.free_allowance - p_account.allowance_used) end
+begin
+  return case when p_account.plan_id is null or p_terms.free_allowance is null then 0
+    else greatest(0, p_terms.free_allowance - p_account.allowance_used) end;
+end
 $$;
 
 -- The least balance that a hold or a charge must leave: the hold's own minimum, else min_balance (of teams none), less the
 -- credit limit.
 create or replace function ducto_private.floor_of(p_account ducto_private.accounts, p_own bigint, p_min_balance bigint)
 returns bigint
-language sql immutable
-as $$ select coalesce(p_own, case p_account.kind when 'team' then 0 else p_min_balance end, 0) - p_account.credit_limit $$;
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return coalesce(p_own, case p_account.kind when 'team' then 0 else p_min_balance end, 0) - p_account.credit_limit;
+end
+$$;
 
 -- The rule of admission for holds, and for charges without one: p_amount, together with the other holds and after the
 -- allowance, must leave the balance at its floor. Numeric, because the sum may pass bigint where the answer is no.
 create or replace function ducto_private.admits(
   p_balance bigint, p_held bigint, p_amount bigint, p_left bigint, p_floor bigint) returns boolean
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select p_amount = 0
+begin
+  return p_amount = 0
     or p_held::numeric + p_amount - p_left <= 0
-    or p_balance - (p_held::numeric + p_amount - p_left) >= p_floor
+    or p_balance - (p_held::numeric + p_amount - p_left) >= p_floor;
+end
 $$;

@@ -7,8 +7,11 @@
 -- lot and H what active holds taken before its expiry hold, the lots up to it keep min(R of the lots before + …, H): of
 -- all of them together the greatest R - H so far has expired.
 create or replace function ducto_private.due_lots(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
+begin
+  return query
   select x.lot_id, x.transaction_id, x.expires_at, x.seq, x.remainder,
     (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint
   from (
@@ -22,21 +25,27 @@ as $$
       from ducto_private.credit_lots as l
       where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
     ) as d
-  ) as x
+  ) as x;
+end
 $$;
 
 -- When the next of an account's lots expires.
 create or replace function ducto_private.next_lot(p_account_id text, p_now timestamptz) returns timestamptz
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select min(l.expires_at)
-  from ducto_private.credit_lots as l
-  where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_now
+begin
+  return (
+    select min(l.expires_at)
+    from ducto_private.credit_lots as l
+    where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_now);
+end
 $$;
 
 -- What an account's due lots keep for holds, once write_expiry() has run.
 create or replace function ducto_private.kept(p_account ducto_private.accounts, p_now timestamptz) returns bigint
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_account.lots = 0 then
@@ -53,6 +62,7 @@ $$;
 create or replace function ducto_private.write_lots_expiry(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_lots ducto_private.due_lot[] := array(
@@ -85,8 +95,12 @@ $$;
 create or replace function ducto_private.take_lots(
   p_account_id text, p_id uuid, p_amount bigint, p_after timestamptz, p_until timestamptz, p_first uuid)
 returns bigint
-language sql volatile
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_taken bigint;
+begin
   with taken as (
     select o.lot_id, least(o.remainder, p_amount - o.before)::bigint as amount
     from (
@@ -106,14 +120,18 @@ as $$
     select p_id, t.lot_id, p_account_id, -t.amount
     from taken as t
   )
-  select coalesce(sum(t.amount), 0)::bigint
-  from taken as t
+  select coalesce(sum(t.amount), 0)
+  into v_taken
+  from taken as t;
+  return v_taken;
+end
 $$;
 
 -- An account with its lots counted anew.
 create or replace function ducto_private.count_lots(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   p_account.lots := (
@@ -137,6 +155,7 @@ create or replace function ducto_private.burn(
   p_first uuid default null)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_held > 0 then
@@ -152,6 +171,7 @@ create or replace function ducto_private.open_lot(
   p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_amount bigint, p_expires_at timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_amount > 0 then
@@ -170,6 +190,7 @@ create or replace function ducto_private.restore_lots(
   p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
 returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_before numeric := (

@@ -5,17 +5,21 @@
 
 -- The first local date of the day or month in which p_now lies; null for a lifetime.
 create or replace function ducto_private.window_of(p_period text, p_now timestamptz, p_zone text) returns date
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case p_period
+begin
+  return case p_period
     when 'daily' then (p_now at time zone p_zone)::date
-    when 'monthly' then date_trunc('month', p_now at time zone p_zone)::date end
+    when 'monthly' then date_trunc('month', p_now at time zone p_zone)::date end;
+end
 $$;
 
 -- What the window that begins on p_first has debited so far, net of refunds of its charges.
 create or replace function ducto_private.window_spent(
   p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns numeric
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_seq bigint := ducto_private.seq_at(p_account_id, ducto_private.first_instant(p_first, p_zone), true);
@@ -37,27 +41,37 @@ $$;
 -- An account's caps on all models and on those named (null: on any), in the window of p_now.
 create or replace function ducto_private.caps_now(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
 returns setof ducto_private.spend_caps
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
+begin
+  return query
   select c.account_id, c.cap_type, c.model, c.cap_limit, c.action,
     case when c.window_date = w.first then c.spent
       else ducto_private.window_spent(p_account_id, c.cap_type, w.first, p_zone, c.model, null) end,
     w.first, c.told_date
   from ducto_private.spend_caps as c
   cross join lateral ducto_private.window_of(c.cap_type, p_now, p_zone) as w (first)
-  where c.account_id = p_account_id and (p_models is null or c.model = any (p_models))
+  where c.account_id = p_account_id and (p_models is null or c.model = any (p_models));
+end
 $$;
 
 -- What would be debited of the holds that a cap matches and of p_amount more: all holds are H, the allowance left A.
 create or replace function ducto_private.demand(p_matched bigint, p_held bigint, p_amount bigint, p_left bigint) returns numeric
-language sql immutable
-as $$ select least(p_matched::numeric + p_amount, greatest(0, p_held::numeric + p_amount - p_left)) $$;
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return least(p_matched::numeric + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
+end
+$$;
 
 -- The caps that an amount would exceed: those that deny first, the one with the least room before the others.
 create or replace function ducto_private.caps_exceeded(
   p_account ducto_private.accounts, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_left bigint)
 returns ducto_private.spend_caps[]
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return array(
@@ -81,6 +95,7 @@ create or replace function ducto_private.count_caps(
   p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_debit bigint, p_exceeded ducto_private.spend_caps[])
 returns boolean
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_beyond boolean := false;
@@ -116,6 +131,7 @@ $$;
 create or replace function ducto_private.member_spent(p_member ducto_private.team_members, p_now timestamptz, p_zone text)
 returns numeric
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
@@ -129,6 +145,7 @@ $$;
 
 create or replace function ducto_private.find_member(p_team_id text, p_user_id text) returns ducto_private.team_members
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_member ducto_private.team_members;
@@ -150,6 +167,7 @@ create or replace function ducto_private.member_exceeds(
   p_left bigint)
 returns boolean
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_held bigint;
@@ -174,6 +192,7 @@ create or replace function ducto_private.count_member(
   p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_debit bigint, p_at timestamptz)
 returns boolean
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
@@ -193,6 +212,7 @@ $$;
 create or replace function ducto_private.uncount_caps(
   p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_at timestamptz) returns void
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   update ducto_private.spend_caps as s
@@ -205,6 +225,7 @@ $$;
 
 create or replace function ducto_private.check_cap(p_cap_type text) returns void
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_cap_type is null or p_cap_type not in ('daily', 'monthly') then
@@ -215,9 +236,12 @@ end
 $$;
 
 create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint) returns ducto.spend_cap
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision)::ducto.spend_cap
+begin
+  return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision)::ducto.spend_cap;
+end
 $$;
 
 create or replace function ducto.set_spend_cap(

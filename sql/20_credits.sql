@@ -2,18 +2,24 @@
 
 create or replace function ducto_private.credits_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.add_credits_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(p_row.transaction_id, p_row.account_id, p_row.amount, p_row.balance_after, p_row.lifetime_purchased, p_idempotent,
-    p_row.revision, null)::ducto.add_credits_result
+begin
+  return row(p_row.transaction_id, p_row.account_id, p_row.amount, p_row.balance_after, p_row.lifetime_purchased, p_idempotent,
+    p_row.revision, null)::ducto.add_credits_result;
+end
 $$;
 
 create or replace function ducto_private.credits_refusal(p_error text, p_account ducto_private.accounts)
 returns ducto.add_credits_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.lifetime_purchased, 0), false,
-    coalesce(p_account.revision, 0), p_error)::ducto.add_credits_result
+begin
+  return row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.lifetime_purchased, 0), false,
+    coalesce(p_account.revision, 0), p_error)::ducto.add_credits_result;
+end
 $$;
 
 create or replace function ducto.add_credits(
@@ -190,6 +196,7 @@ comment on function ducto.remove_credits is
 -- What a reader sees of an account now.
 create or replace function ducto_private.balance_of(p_user_id text) returns ducto.balance_result
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
@@ -269,6 +276,7 @@ comment on function ducto.set_credit_limit is 'How far below zero an account may
 -- backwards along the sequence.
 create or replace function ducto_private.seq_at(p_account_id text, p_at timestamptz, p_before boolean default false) returns bigint
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_low bigint := 0;

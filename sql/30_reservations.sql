@@ -2,16 +2,20 @@
 -- whether or not anything has recorded that.
 
 create or replace function ducto_private.hold_refusal(p_error text, p_account ducto_private.accounts) returns ducto.reserve_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.held, 0), p_error, false, null, '{}'::text[],
-    coalesce(p_account.revision, 0))::ducto.reserve_result
+begin
+  return row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.held, 0), p_error, false, null, '{}'::text[],
+    coalesce(p_account.revision, 0))::ducto.reserve_result;
+end
 $$;
 
 -- A hold's or an extension's answer as its key remembers it.
 create or replace function ducto_private.hold_replay(
   p_key ducto_private.hold_keys, p_fingerprint bigint, p_account ducto_private.accounts) returns ducto.reserve_result
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_hold ducto_private.reservations;
@@ -35,6 +39,7 @@ create or replace function ducto_private.save_hold(
   p_warnings text[])
 returns ducto.reserve_result
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform ducto_private.save(p_account, p_now);
@@ -52,6 +57,7 @@ $$;
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_ttl_seconds not between 1 and 2592000 then
@@ -76,6 +82,7 @@ create or replace function ducto_private.hold(
   p_key text)
 returns ducto.reserve_result
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_fingerprint bigint;
@@ -252,6 +259,7 @@ comment on function ducto.reserve_credits is 'Holds a known amount of credits fo
 -- Finds a hold by its id, of p_user_id only where that is given.
 create or replace function ducto_private.find_hold(p_reservation_id text, p_user_id text) returns ducto_private.reservations
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_reservation_id);
@@ -268,6 +276,7 @@ $$;
 -- Locks the account of a hold, or p_user_id's where that has no such hold.
 create or replace function ducto_private.lock_holder(p_reservation_id text, p_user_id text) returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_hold ducto_private.reservations := ducto_private.find_hold(p_reservation_id, p_user_id);
@@ -287,6 +296,7 @@ create or replace function ducto_private.let_go(
   p_account ducto_private.accounts, p_amount bigint, p_ends boolean, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   p_account.held := p_account.held - p_amount;
@@ -447,20 +457,24 @@ comment on function ducto.release_reservation is 'Gives a hold back without char
 
 -- A hold as its reader sees it at p_now.
 create or replace function ducto_private.hold_answer(p_hold ducto_private.reservations, p_now timestamptz) returns ducto.reservation
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case when p_hold.status = 'active' and p_hold.expires_at <= p_now
+begin
+  return case when p_hold.status = 'active' and p_hold.expires_at <= p_now
     then row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, 'expired', 0, p_hold.charged, p_hold.operation_type,
       p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key, p_hold.metadata,
       p_hold.created_at, p_hold.expires_at, p_hold.expires_at, null)::ducto.reservation
     else row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, p_hold.status, p_hold.held, p_hold.charged,
       p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
-      p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation end
+      p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation end;
+end
 $$;
 
 -- The time at which a reader sees an account.
 create or replace function ducto_private.read_time(p_account_id text) returns timestamptz
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return greatest(ducto_private.clock(), (

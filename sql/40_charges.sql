@@ -5,16 +5,20 @@
 
 create or replace function ducto_private.charge_refusal(
   p_error text, p_account ducto_private.accounts, p_shortfall bigint default 0) returns ducto.deduction_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(null, null, 0, coalesce(p_account.balance, 0), false, p_error, 0, 0, p_shortfall, '{}'::text[],
-    coalesce(p_account.revision, 0))::ducto.deduction_result
+begin
+  return row(null, null, 0, coalesce(p_account.balance, 0), false, p_error, 0, 0, p_shortfall, '{}'::text[],
+    coalesce(p_account.revision, 0))::ducto.deduction_result;
+end
 $$;
 
 -- The first answer of a charge again, to the same request.
 create or replace function ducto_private.charge_replay(p_id uuid, p_fingerprint bigint, p_account ducto_private.accounts)
 returns ducto.deduction_result
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row ducto_private.ledger;
@@ -35,26 +39,33 @@ end
 $$;
 
 create or replace function ducto_private.to_credits(p_cost numeric, p_rounding text, p_carry numeric) returns numeric
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case p_rounding
+begin
+  return case p_rounding
     when 'carry' then floor(p_carry + p_cost)
     when 'up' then ceil(p_cost)
     when 'down' then floor(p_cost)
-    else floor(p_cost + 0.5) end
+    else floor(p_cost + 0.5) end;
+end
 $$;
 
 -- What makes two charges the same request.
 create or replace function ducto_private.charge_fingerprint(
   p_call text, p_usage jsonb, p_amount bigint, p_model text, p_reservation_id text, p_final boolean, p_member text) returns bigint
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, lower(p_reservation_id), p_final, p_member), 0)
+begin
+  return jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, lower(p_reservation_id), p_final, p_member), 0);
+end
 $$;
 
 create or replace function ducto_private.check_charge(
   p_account_id text, p_usage jsonb, p_priced boolean, p_model text, p_key text, p_metadata jsonb) returns void
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform ducto_private.check_text(p_account_id, 'p_user_id');
@@ -69,15 +80,18 @@ $$;
 
 -- The refusal that misuse is in a batch; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select case p_sqlstate
+begin
+  return case p_sqlstate
     when '22023' then 'invalid_argument'
     when '22003' then 'out_of_range'
     when 'DU003' then 'unknown_model'
     when 'DU004' then 'unknown_job'
     when 'DU005' then 'unknown_metric'
-    when 'DU006' then 'formula_error' end
+    when 'DU006' then 'formula_error' end;
+end
 $$;
 
 -- PL/pgSQL prepares each expression once per transaction, and a charge is one: hence few statements, and helpers that the
@@ -97,6 +111,7 @@ create or replace function ducto_private.charge(
   p_batch boolean default false)
 returns ducto.deduction_result
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_fingerprint bigint;
@@ -312,25 +327,27 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
+  v_start constant timestamptz := clock_timestamp();
   v_price ducto_private.plain_price;
   v_balance bigint;
   v_carry numeric;
   v_seq bigint;
   v_revision bigint;
-  v_start timestamptz;
   v_now timestamptz;
   v_charged bigint;
   v_id uuid;
 begin
   -- The plain charge: no hold, an account that uses nothing but its balance, and enough of that. Price, lock and decide,
   -- write, by the rules of charge(); whatever is not plain, or not a success, or tells an event, is left to charge().
-  if p_reservation_id is null and p_metadata is null and p_final is not false and ducto_private.is_plain_usage(p_metrics)
-    and (p_idempotency_key is null or ducto_private.is_plain_key(p_idempotency_key))
-    and current_setting('transaction_isolation') = 'read committed' and ducto_private.has_heard()
+  -- To ask for the size of a relation is to hear of what others have committed, a new dispatcher among it.
+  if p_reservation_id is null and p_metadata is null and p_final is not false
+    and (p_idempotency_key is null
+      or p_idempotency_key collate "C" >= '!' and p_idempotency_key collate "C" < '~' and octet_length(p_idempotency_key) < 256)
+    and current_setting('transaction_isolation') = 'read committed'
+    and pg_relation_size('ducto_private.plain_price'::regclass) is distinct from -1
   then
     v_price := ducto_private.plain_price(p_metrics);
     if v_price.cost > 0 then
-      v_start := ducto_private.clock();
       update ducto_private.accounts as a
       set balance = a.balance - floor(a.carry + v_price.credits)::bigint,
         carry = trim_scale(mod(a.carry + v_price.credits, 1)),
@@ -341,10 +358,10 @@ begin
       returning a.balance, a.carry, a.seq, a.revision, a.changed_at
       into v_balance, v_carry, v_seq, v_revision, v_now;
       if found then
-        v_charged := ceil(v_price.credits - v_carry)::bigint;
+        v_charged := ceil(v_price.credits - v_carry);
         v_id := ducto_private.new_id(v_now);
-        -- Price and time may be from before a long wait for the account: then charge() reads them again.
-        if ducto_private.clock() < v_start + interval '1 second' then
+        -- The price may be from before a long wait for the account: then charge() reads it again.
+        if clock_timestamp() < v_start + interval '1 second' then
           insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
             created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
           values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
@@ -411,6 +428,7 @@ comment on function ducto.deduct_fixed is 'Charges exactly the credits of a job 
 -- The shape of a batch's element; what its parts mean is checked as in a single call.
 create or replace function ducto_private.check_element(p_charge jsonb) returns void
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_key text;
@@ -523,17 +541,23 @@ comment on function ducto.deduct_batch is
   'Many charges in one call and one transaction, in order: each stands or is refused by itself, as if called one by one.';
 
 create or replace function ducto_private.refund_refusal(p_error text, p_account ducto_private.accounts) returns ducto.refund_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(null, null, null, 0, coalesce(p_account.balance, 0), p_error, 0, 0, false, coalesce(p_account.revision, 0))::ducto.refund_result
+begin
+  return row(null, null, null, 0, coalesce(p_account.balance, 0), p_error, 0, 0, false, coalesce(p_account.revision, 0))::ducto.refund_result;
+end
 $$;
 
 create or replace function ducto_private.refund_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.refund_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(p_row.transaction_id, p_row.refers_to, p_row.account_id, p_row.amount, p_row.balance_after, null,
-    -p_row.allowance_used, p_row.allowance_lapsed, p_idempotent, p_row.revision)::ducto.refund_result
+begin
+  return row(p_row.transaction_id, p_row.refers_to, p_row.account_id, p_row.amount, p_row.balance_after, null,
+    -p_row.allowance_used, p_row.allowance_lapsed, p_idempotent, p_row.revision)::ducto.refund_result;
+end
 $$;
 
 create or replace function ducto.refund_credits(

@@ -3,6 +3,7 @@
 -- How the config of a version turns cost into credits.
 create or replace function ducto_private.rounding_of(p_version integer, p_type text) returns text
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -13,18 +14,22 @@ end
 $$;
 
 create or replace function ducto_private.transaction_answer(p_row ducto_private.ledger) returns ducto.transaction
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
+begin
+  return row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
     p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.actor_id, p_row.model,
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.reservation_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
-    p_row.metadata, p_row.created_at, null)::ducto.transaction
+    p_row.metadata, p_row.created_at, null)::ducto.transaction;
+end
 $$;
 
 create or replace function ducto_private.find_transaction(p_transaction_id text, p_user_id text)
 returns ducto_private.ledger
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_transaction_id);
@@ -119,6 +124,7 @@ comment on function ducto.list_transactions is
 -- The formulas by which a usage was priced, as the config of that version has them.
 create or replace function ducto_private.formulas_of(p_row ducto_private.ledger, p_job_only boolean) returns jsonb
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_config jsonb;

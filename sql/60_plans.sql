@@ -40,6 +40,7 @@ comment on function ducto.set_user_plan is
 -- An account's plan as its reader sees it; of an unseen user the one that it would open on.
 create or replace function ducto_private.user_plan(p_user_id text) returns ducto.get_user_plan_result
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);

@@ -60,6 +60,7 @@ comment on function ducto.create_team is
 -- Locks a team; a null row where there is none.
 create or replace function ducto_private.lock_team(p_team_id text) returns ducto_private.accounts
 language plpgsql volatile
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;
@@ -75,6 +76,7 @@ $$;
 
 create or replace function ducto_private.member_count(p_team_id text) returns bigint
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -265,11 +267,14 @@ comment on function ducto.reserve_team_credits is 'Holds a known amount of a tea
 -- A charge's answer as that of a team.
 create or replace function ducto_private.team_answer(p_team_id text, p_answer ducto.deduction_result)
 returns ducto.team_deduction_result
-language sql immutable
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
 as $$
-  select row(p_answer.transaction_id, case when p_answer.error is null then p_team_id end, p_answer.user_id, p_answer.amount,
+begin
+  return row(p_answer.transaction_id, case when p_answer.error is null then p_team_id end, p_answer.user_id, p_answer.amount,
     p_answer.balance_after, p_answer.idempotent, p_answer.error, p_answer.cost, p_answer.allowance_used, p_answer.shortfall,
-    p_answer.warnings, p_answer.revision)::ducto.team_deduction_result
+    p_answer.warnings, p_answer.revision)::ducto.team_deduction_result;
+end
 $$;
 
 create or replace function ducto.deduct_team(

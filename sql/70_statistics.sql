@@ -19,6 +19,7 @@ from ducto_private.transactions as t;
 -- The zone by whose days all statistics count.
 create or replace function ducto_private.usage_zone() returns text
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return coalesce((
@@ -33,25 +34,30 @@ $$;
 -- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
 -- first has an earlier date, as some have where clocks are put back across midnight.
 create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
-  select d.day
-  from generate_series(0, 3) as g (steps)
-  cross join lateral (select (p_at at time zone p_zone)::date + p_step * g.steps) as d (day)
-  cross join lateral (select ducto_private.first_instant(d.day, p_zone)) as f (at)
-  where case p_step when 1 then f.at >= p_at else f.at <= p_at end
-    and not exists (
-      select
-      from (values (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
-      where ((f.at + o.shift) at time zone p_zone)::date < d.day)
-  order by g.steps
-  limit 1
+begin
+  return (
+    select d.day
+    from generate_series(0, 3) as g (steps)
+    cross join lateral (select (p_at at time zone p_zone)::date + p_step * g.steps) as d (day)
+    cross join lateral (select ducto_private.first_instant(d.day, p_zone)) as f (at)
+    where case p_step when 1 then f.at >= p_at else f.at <= p_at end
+      and not exists (
+        select
+        from (values (interval '30 minutes'), (interval '1 hour'), (interval '2 hours')) as o (shift)
+        where ((f.at + o.shift) at time zone p_zone)::date < d.day)
+    order by g.steps
+    limit 1);
+end
 $$;
 
 -- No row that was counted is later than this. Null where so many are not counted that reading the ledger in its own order
 -- beats looking them up account by account; its length is estimated, for this decides on speed alone.
 create or replace function ducto_private.counted_until() returns timestamptz
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -64,6 +70,7 @@ $$;
 
 create or replace function ducto_private.usage_span(p_start timestamptz, p_end timestamptz) returns ducto_private.usage_span
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_counted timestamptz := ducto_private.counted_until();
@@ -101,6 +108,7 @@ $$;
 -- planner join the whole ledger to find a few rows of each account.
 create or replace function ducto_private.uncounted(p_before timestamptz) returns setof ducto_private.usage
 language plpgsql stable rows 100
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account record;
@@ -122,8 +130,11 @@ $$;
 -- What was used in a span, in partial sums by user or by model (p_by) and, if p_daily, by local day.
 create or replace function ducto_private.usage_of(p_by text, p_daily boolean, p_span ducto_private.usage_span)
 returns setof ducto_private.usage_sums
-language sql stable
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
+begin
+  return query
   select r.day, r.user_id, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
   from ducto_private.rollup_users as r
   where p_by = 'user' and r.day >= (p_span).first_day and r.day < (p_span).end_day
@@ -151,7 +162,8 @@ as $$
     where (p_span).days_start < (p_span).days_end
       and u.created_at >= (p_span).days_start and u.created_at < (p_span).days_end
   ) as u
-  group by 1, 2
+  group by 1, 2;
+end
 $$;
 
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
@@ -366,6 +378,7 @@ comment on function ducto.rollup_usage is
 -- Where the rollups are not the sums of what they have counted.
 create or replace function ducto_private.rollup_violations() returns setof ducto.violation
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_zone text := ducto_private.usage_zone();

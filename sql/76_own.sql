@@ -2,6 +2,7 @@
 
 create or replace function ducto_private.own_id() returns text
 language plpgsql stable
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_claims jsonb;

@@ -2,16 +2,18 @@
 
 -- The audiences of an RPC: `call` uses credits, `admin` gives them and sets terms, `own` is the end user's own.
 create or replace function ducto_private.audiences(p_function name) returns text[]
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when p_function = 'erase_user' then '{}'::text[]
     when starts_with(p_function::text, 'my_') then '{own}'
     when p_function::text ~ '^((get|list|check|explain)_.*|reserve.*|deduct.*|calculate_cost|version|extend_reservation|release_reservation|refund_credits|spend_by_user|spend_by_model|daily_spend|aggregate_stats|top_users)$'
       then '{call,admin}'
     else '{admin}'
-  end
+  end;
+end
 $$;
 
 -- Brings the privileges on our three schemas to what they shall be and changes nothing that already is so: rights of

@@ -6,7 +6,6 @@ The attempts walk the catalog, so that a new function, table or type is tried wi
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -66,8 +65,8 @@ def with_a_victim(conn: Connection) -> CreditManager:
 
 
 @pytest.fixture
-def api(victim: CreditManager, db: str, tmp_path: Path) -> Iterator[Api]:
-    with postgrest(db, tmp_path) as running:
+def api(victim: CreditManager, db: str) -> Iterator[Api]:
+    with postgrest(db) as running:
         yield running
 
 
@@ -125,8 +124,8 @@ def shared(roles: None, server: Server, template_db: str) -> Iterator[Connection
 
 
 @pytest.fixture(scope="module")
-def door(shared: Connection, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with postgrest(server.dsn(shared.info.dbname), tmp_path_factory.mktemp("api")) as running:
+def door(shared: Connection, server: Server) -> Iterator[Api]:
+    with postgrest(server.dsn(shared.info.dbname)) as running:
         yield running
 
 
@@ -217,13 +216,13 @@ class TestTokens:
             assert door.ask("rpc/my_balance", "{}", mallory, method).status in (400, 404, 405)
         assert tables(shared) == before
 
-    def test_private_schemas_exposed_by_mistake(self, shared: Connection, server: Server, tmp_path: Path) -> None:
+    def test_private_schemas_exposed_by_mistake(self, shared: Connection, server: Server) -> None:
         relations = shared.execute(
             "select n.nspname, c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace"
             " where n.nspname in ('ducto_private', 'ducto_read') and c.relkind in ('r', 'v')"
         ).fetchall()
         before = tables(shared)
-        with postgrest(server.dsn(shared.info.dbname), tmp_path, schemas="ducto,ducto_private,ducto_read") as door:
+        with postgrest(server.dsn(shared.info.dbname), schemas="ducto,ducto_private,ducto_read") as door:
             for who in (None, signed_in("mallory"), SERVER_SIDE):
                 for schema, name in relations:
                     for body in (None, "{}"):

@@ -135,17 +135,9 @@ RULES = {
         where o.schema = 'ducto' and (not o.prosecdef
           or o.settings <> '{"search_path=pg_catalog, pg_temp",standard_conforming_strings=on}')""",
     "nothing but an RPC runs as the owner": "select o.name from ours as o where o.schema <> 'ducto' and o.prosecdef",
-    # A helper needs no settings of its own (they cost a charge several microseconds each) because nobody but an RPC,
-    # which has them, calls it: no other role may, and no trigger, view, default, constraint or index does.
-    "a helper sets the same path, or none and is then called by functions only": """
+    "a helper sets the same path": """
         select o.name from ours as o
-        where o.schema <> 'ducto' and o.settings <> '{"search_path=pg_catalog, pg_temp"}'
-          and (o.settings <> '{}' or o.prorettype = 'trigger'::regtype or exists (
-            select from pg_depend as d where d.refclassid = 'pg_proc'::regclass and d.refobjid = o.oid))""",
-    "what the owner or setup calls directly sets its path": """
-        select o.name from ours as o
-        where o.proname in ('publish', 'activate', 'lock_setup', 'add_price_function', 'apply_grants')
-          and o.settings <> '{"search_path=pg_catalog, pg_temp"}'""",
+        where o.schema <> 'ducto' and o.settings <> '{"search_path=pg_catalog, pg_temp"}'""",
     "a name has one function": "select o.name from ours as o group by o.name having count(*) > 1",
     "every argument is named p_…, none is for output": """
         select o.name from ours as o

@@ -20,7 +20,7 @@ Connection = psycopg.Connection[Any]
 Arguments = dict[str, Any]
 Ask = Callable[..., tuple[Any, Any]]
 
-CLIENTS = ["postgrest-js", "supabase-js", "python postgrest"]
+CLIENTS = ["postgrest-js", "supabase-js", "python postgrest", "python supabase"]
 FAR = "2099-01-01T00:00:00+00:00"
 LONG_AGO = "2001-01-01T00:00:00+00:00"
 PRICES: dict[str, Any] = {
@@ -358,8 +358,8 @@ def priced(roles: None, conn: Connection) -> Connection:
 
 
 @pytest.fixture
-def api(priced: Connection, db: str, tmp_path: Path) -> Iterator[Api]:
-    with postgrest(db, tmp_path) as running:
+def api(priced: Connection, db: str) -> Iterator[Api]:
+    with postgrest(db) as running:
         yield running
 
 
@@ -378,11 +378,10 @@ def ask(request: pytest.FixtureRequest, api: Api, tmp_path: Path) -> Iterator[As
     """A client, as the server side, and as alice for what is an end user's own."""
     client: str = request.param
     with ExitStack() as stack:
-        if client == "python postgrest":
-            yield _python(api, stack)
+        if client in _PYTHON:
+            yield _python(client, api, stack)
             return
-        (tmp_path / "node").mkdir()
-        node = Node(api, tmp_path / "node")
+        node = Node(api, tmp_path)
         stack.callback(node.close)
 
         def ask(name: str, arguments: Arguments, **how: Any) -> tuple[Any, Any]:
@@ -396,21 +395,31 @@ def ask(request: pytest.FixtureRequest, api: Api, tmp_path: Path) -> Iterator[As
 _ERROR = ("code", "message", "details", "hint")
 
 
-def _python(api: Api, stack: ExitStack) -> Ask:
+def _by_postgrest(url: str, token: str, stack: ExitStack) -> Any:
     module = pytest.importorskip("postgrest")
-    clients = {
-        token: stack.enter_context(
-            module.SyncPostgrestClient(api.url, schema="ducto", headers={"Authorization": f"Bearer {token}"})
-        )
-        for token in (SERVER_SIDE, signed_in("alice"))
-    }
+    headers = {"apikey": token, "Authorization": f"Bearer {token}"}
+    return stack.enter_context(module.SyncPostgrestClient(f"{url}/rest/v1", schema="ducto", headers=headers))
+
+
+def _by_supabase(url: str, token: str, stack: ExitStack) -> Any:
+    module = pytest.importorskip("supabase")
+    # Without an HTTP client of ours it makes one in a way that postgrest warns of.
+    options = module.ClientOptions(httpx_client=stack.enter_context(pytest.importorskip("httpx").Client()))
+    return module.create_client(url, token, options).schema("ducto")
+
+
+_PYTHON = {"python postgrest": _by_postgrest, "python supabase": _by_supabase}
+
+
+def _python(client: str, api: Api, stack: ExitStack) -> Ask:
+    error_type = pytest.importorskip("postgrest").APIError
+    server_side, mine = (_PYTHON[client](api.url, token, stack) for token in (SERVER_SIDE, signed_in("alice")))
 
     def ask(name: str, arguments: Arguments, select: str = "", get: bool = False) -> tuple[Any, Any]:
-        mine = name.startswith("my_")
-        call = list(clients.values())[mine].rpc(name, arguments, get=get)
+        call = (mine if name.startswith("my_") else server_side).rpc(name, arguments, get=get)
         try:
             return (call.select(select) if select else call).execute().data, None
-        except module.APIError as error:
+        except error_type as error:
             return None, {key: getattr(error, key) for key in _ERROR}
 
     return ask
@@ -488,11 +497,9 @@ class TestServer:
                 assert reply.status in (200, 400) or name.startswith("my_"), (name, reply)
                 assert reply.status == 200 or not reply.body["code"].startswith("PGRST"), (name, reply)
 
-    def test_setup_makes_it_read_the_schema_anew(
-        self, roles: None, server: Server, server_conn: Connection, tmp_path: Path
-    ) -> None:
+    def test_setup_makes_it_read_the_schema_anew(self, roles: None, server: Server, server_conn: Connection) -> None:
         server_conn.execute("create schema ducto")
-        with postgrest(server.dsn(server_conn.info.dbname), tmp_path) as api:
+        with postgrest(server.dsn(server_conn.info.dbname)) as api:
             assert api.ask("rpc/version", {}).status in (403, 404)
             ducto_pg.setup(server_conn).or_raise()
             deadline = time.monotonic() + 20

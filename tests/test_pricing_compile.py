@@ -1,7 +1,8 @@
 """Compiled prices: the same answers as the engine, whatever the config, and scripts that carry any text unharmed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from random import Random
 from typing import Any
 
 import psycopg
@@ -252,8 +253,8 @@ def test_functions_are_named_by_their_text() -> None:
     again = pricing.compile_prices(config_of(models=dict(reversed(models.items()))))
     after = pricing.compile_prices(config_of(models=models | {"m7": "input_tokens * 2"}))
     assert (again.functions, again.price_function) == (before.functions, before.price_function)
-    # One leaf, the root and the two entries change.
-    assert len(set(after.functions) - set(before.functions)) == 4
+    # A leaf of each kind, the root of the rates and the two entries change.
+    assert len(set(after.functions) - set(before.functions)) == 5
 
 
 def test_nobody_else_may_call_a_compiled_function(conn: Connection) -> None:
@@ -291,3 +292,65 @@ def test_random_configs_cost_the_same_in_the_engine_and_the_database(conn: Conne
 @pytest.mark.slow
 def test_many_random_configs_cost_the_same_in_the_engine_and_the_database(conn: Connection) -> None:
     compare(conn, seed=2, configs=60, usages=150)
+
+
+def arithmetic(pick: Random, names: Sequence[str]) -> str:
+    """A formula of sums, products and quotients."""
+    terms = [
+        f"{pick.choice(names)} {pick.choice('*+-/')} {pick.choice(['3', '0.0025', '1.50', '7e-7'])}" for _ in "123"
+    ]
+    return pick.choice(
+        [" + ".join(terms), f"({terms[0]}) * ({terms[1]}) / {terms[2]}", f"2.50 + 0 * {names[0]}", terms[0]]
+    )
+
+
+def odd_usage(pick: Random, models: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
+    """Usages as they should be, and a few with something wrong or rare in them."""
+    name = pick.choice(models)
+    usage: dict[str, Any] = {
+        count: pick.choice([0, 1, 17, 10**6, Decimal("4.00"), 10**15 - 1]) for count in counts if pick.random() < 0.7
+    }
+    if pick.random() < 0.3:
+        wrong = [-1, Decimal("0.5"), 10**15, "5", [5], {"a": 5}, True, None, Decimal("1e-13")]
+        usage[pick.choice(["input_tokens", "images", "cache_read_tokens", "tool_calls", "search_queries", "typo"])] = (
+            pick.choice(wrong)
+        )
+    usage["model"] = pick.choice(
+        [name, name + pick.choice("-@:/_.x0A`;\1") + pick.choice(["", "2024"]), name[:-1], "none", "", "zzz", 7, None]
+    )
+    if pick.random() < 0.1:
+        usage["model"] = name + "-" * 255
+    return {key: value for key, value in usage.items() if pick.random() > 0.02}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_plain_price_is_the_price(conn: Connection, seed: int) -> None:
+    pick = Random(seed)
+    counts = ["input_tokens", "output_tokens", "cache_read_tokens", "images"][: pick.randint(2, 4)]
+    models = [pick.choice(["a", "gpt-4", "gpt-4-mini", "gpt-4.1", "7", "é", "a/b"]) for _ in range(5)]
+    models += [f"v/m{number}" for number in range(pick.choice([0, 40]))]
+    parts: dict[str, Any] = {
+        "search": {"costs": "search_queries * 2"},
+        "cache": {"discount": "-cache_read_tokens * 0.5"},
+        "tools": {"_default": "tool_calls * 3"},
+    }
+    data = {name: part for name, part in parts.items() if pick.random() < 0.3}
+    formulas = {name: arithmetic(pick, counts) for name in models}
+    if pick.random() < 0.5:
+        formulas["_default"] = arithmetic(pick, counts)
+    metrics = {"images": pick.choice([0, 2])}
+    publish(conn, load({"models": formulas, "metrics": metrics} | data))
+    plain = 0
+    for _ in range(300):
+        usage = exactjson.dumps(odd_usage(pick, models, counts[: 2 if data else 4]))
+        row = conn.execute(
+            "select p.resolved_model, p.cost::text, p.cost > 0 and p.cost < 2::numeric ^ 63"
+            " from ducto_private.plain_price(%s) as p",
+            [usage],
+        ).fetchone()
+        assert row
+        if row[2]:
+            plain += 1
+            found = conn.execute("select c.resolved_model, c.total::text from ducto.calculate_cost(%s) as c", [usage])
+            assert found.fetchone() == row[:2], usage
+    assert plain > (0 if data else 5)

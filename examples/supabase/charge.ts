@@ -1,5 +1,6 @@
 // A backend that charges for an answer of a model, and what its user sees of it. Needs SUPABASE_URL,
-// SUPABASE_SERVICE_ROLE_KEY and SUPABASE_ANON_KEY; with USER_ID and USER_TOKEN, those of a user who is signed in.
+// SUPABASE_SERVICE_ROLE_KEY and SUPABASE_ANON_KEY; with USER_ID and USER_TOKEN, those of a user who is signed in. Without
+// a project, local_supabase.py stands in for one, where that user is alice.
 import { createClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types.js";
 
@@ -32,7 +33,7 @@ async function answer(userId: string, requestId: string, longest: Usage, work: (
       p_idempotency_key: requestId,
       p_reservation_id: hold.data.reservation_id ?? undefined,
     })
-    .select("transaction_id,balance_after,error,cost::text"); // a cost is exact: as text it stays so
+    .select("amount,balance_after,error,cost::text"); // a cost is exact: as text it stays so
   if (charge.error) throw charge.error;
   return charge.data;
 }
@@ -50,7 +51,7 @@ async function mine(token: string) {
   return { balance: balance.data.balance, rows: rows.data.map((row) => `${row.seq} ${row.type} ${row.amount}`) };
 }
 
-const userId = process.env.USER_ID ?? "user-1";
+const userId = process.env.USER_ID ?? "alice";
 const given = await credits.rpc("add_credits", {
   p_user_id: userId,
   p_amount: 1000,

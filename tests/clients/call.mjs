@@ -3,13 +3,13 @@
 import { createInterface } from "node:readline";
 import { PostgrestClient } from "@supabase/postgrest-js";
 import { createClient } from "@supabase/supabase-js";
-import "./local.mjs";
 
 const url = process.argv[2];
 const schema = "ducto";
 
 const clients = {
-  postgrest: (token) => new PostgrestClient(url, { schema, headers: { Authorization: `Bearer ${token}` } }),
+  postgrest: (token) =>
+    new PostgrestClient(`${url}/rest/v1`, { schema, headers: { Authorization: `Bearer ${token}` } }),
   supabase: (token) => createClient(url, token, { db: { schema }, auth: { persistSession: false } }),
 };
 
