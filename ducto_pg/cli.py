@@ -23,7 +23,7 @@ from ducto_pg.calls import Calls, Parameter, Rpc
 from ducto_pg.cli_tables import Told, print_answer, print_json
 from ducto_pg.client import CreditManager
 from ducto_pg.embedded import ServerError
-from ducto_pg.errors import ConfigError, DuctoError, RefusedError
+from ducto_pg.errors import ConfigError, DuctoError
 from ducto_pg.install import check_dsn
 from ducto_pg.models import Answer, PricingConfigData, PricingConfigResult, SweepResult
 
@@ -103,9 +103,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, _NOT_INSTALLED):
         return "this database does not have ducto_pg, or an older one: run ducto-pg setup"
     text = str(error)
-    if isinstance(error, RefusedError) and type(error) is not RefusedError:
-        text = f"{text}: {type(error).__doc__}"
-    elif isinstance(error, psycopg.Error) and error.diag.message_primary:
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
         text = "\n".join(filter(None, (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)))
     elif isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"

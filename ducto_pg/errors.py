@@ -244,7 +244,10 @@ def from_sqlstate(
 
 def from_refusal(code: str, result: Any = None) -> DuctoError:
     """The exception for a refusal; one that this version does not know yet is a plain `RefusedError`."""
+    kind = REFUSALS.get(code, RefusedError)
+    told = f"{code}: {kind.__doc__}" if code in REFUSALS and kind.__doc__ else code
     balances = (getattr(result, name, None) for name in ("balance_after", "balance", "team_balance_after"))
     balance = next((balance for balance in balances if balance is not None), None)
-    told = code if code != "insufficient_credits" or balance is None else f"{code}: the balance is {balance}"
-    return REFUSALS.get(code, RefusedError)(told, code=code, result=result)
+    if code == "insufficient_credits" and balance is not None:
+        told += f" The balance is {balance}."
+    return kind(told, code=code, result=result)

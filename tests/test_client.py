@@ -269,7 +269,8 @@ class TestRoundTrip:
                 refused.or_raise()
             assert caught.value.result is refused
             assert (str(caught.value), caught.value.code) == (
-                "insufficient_credits: the balance is 100",
+                "insufficient_credits: Balance, allowance and credit limit do not admit the amount."
+                " The balance is 100.",
                 "insufficient_credits",
             )
             assert manager.deduct_credits("alice", 1).or_raise().balance_after == 99

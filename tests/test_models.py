@@ -168,7 +168,8 @@ def test_refusal_raises_its_own_type(code: str) -> None:
         refused.or_raise()
     assert caught.value.code == code
     assert caught.value.result is refused
-    assert str(caught.value) == (f"{code}: the balance is 3" if code == "insufficient_credits" else code)
+    told = f"{code}: {errors.REFUSALS[code].__doc__}"
+    assert str(caught.value) == (f"{told} The balance is 3." if code == "insufficient_credits" else told)
 
 
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
