@@ -15,14 +15,18 @@ begin
 end
 $$;
 
--- What the window that begins on p_first has debited so far, net of refunds of its charges.
+-- What the window that begins on p_first has debited so far, net of refunds of its charges. Three hours from its ends no
+-- clock is put back to another day.
 create or replace function ducto_private.window_spent(
   p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns numeric
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_seq bigint := ducto_private.seq_at(p_account_id, ducto_private.first_instant(p_first, p_zone), true);
+  v_start timestamptz := ducto_private.first_instant(p_first, p_zone);
+  v_end timestamptz := ducto_private.first_instant(
+    p_first + case p_period when 'daily' then interval '1 day' else interval '1 month' end, p_zone);
+  v_seq bigint := ducto_private.seq_at(p_account_id, v_start, true);
 begin
   return (
     select coalesce(-sum(t.amount), 0)
@@ -30,11 +34,12 @@ begin
     where t.account_id = p_account_id and t.seq > v_seq and t.type in ('usage', 'refund')
       and (p_model = '' or p_model in (t.model, t.resolved_model))
       and (p_actor_id is null or t.actor_id = p_actor_id)
-      and ducto_private.window_of(p_period, case t.type when 'usage' then t.created_at else (
-        select c.created_at
-        from ducto_private.transaction_details as d
-        join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
-        where d.transaction_id = t.transaction_id and d.account_id = t.account_id) end, p_zone) = p_first);
+      and (t.type = 'usage' and t.created_at between v_start + interval '3 hours' and v_end - interval '3 hours'
+        or ducto_private.window_of(p_period, case t.type when 'usage' then t.created_at else (
+          select c.created_at
+          from ducto_private.transaction_details as d
+          join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
+          where d.transaction_id = t.transaction_id and d.account_id = t.account_id) end, p_zone) = p_first));
 end
 $$;
 
