@@ -384,13 +384,18 @@ class CheckFeatureResult(AccountAnswer):
 
 
 class SpendCap(AccountAnswer):
-    """A bound on the credits debited from an account in the current day or month; `type` is an input alias."""
+    """A bound on the credits debited from an account in the current day or month; `type` is an input alias.
+
+    `spent` is what counts against it now, net of refunds, `resets_at` the end of the window.
+    """
 
     user_id: str = ""
     cap_type: Literal["daily", "monthly"] = Field(default="daily", validation_alias=AliasChoices("cap_type", "type"))
     model: str | None = None
     limit: Credits = 0
     action: Literal["deny", "warn", "notify"] = "deny"
+    spent: int = 0
+    resets_at: datetime | None = None
 
 
 class CapCheckResult(AccountAnswer):
@@ -439,13 +444,14 @@ class AddTeamMemberResult(AccountAnswer):
 
 
 class TeamMember(Answer):
-    """A member: `spend_cap` bounds the debits of its period, `total_spent` is that of the whole life."""
+    """A member: `spend_cap` bounds `spent`, the debits of its period; `total_spent` is that of the whole life."""
 
     user_id: str = ""
     role: str = ""
     spend_cap: int | None = None
     total_spent: int = 0
     spend_cap_period: Literal["lifetime", "daily", "monthly"] = "lifetime"
+    spent: int = 0
 
 
 class SweepResult(Answer):

@@ -214,7 +214,9 @@ create type ducto.spend_cap as (
   "limit" bigint,
   action text,
   error text,
-  revision bigint
+  revision bigint,
+  spent bigint,
+  resets_at timestamptz
 );
 
 create type ducto.cap_check_result as (
@@ -268,7 +270,8 @@ create type ducto.team_member as (
   spend_cap bigint,
   total_spent bigint,
   spend_cap_period text,
-  error text
+  error text,
+  spent bigint
 );
 
 create type ducto.team_deduction_result as (
@@ -370,13 +373,15 @@ comment on type ducto.set_user_plan_result is 'The plan that an account is on fr
 comment on type ducto.get_user_plan_result is 'An account''s plan, at its present terms, and what is left of its allowance.';
 comment on type ducto.check_feature_result is 'A feature of an account''s plan: its value, and whether that counts as having it.';
 comment on type ducto.allowance_result is 'What is left of a plan''s allowance, and the period to which it belongs.';
-comment on type ducto.spend_cap is 'A bound on the credits debited from a balance in a local day or month, for all models or one.';
+comment on type ducto.spend_cap is
+  'A bound on the credits debited from a balance in a local day or month, for all models or one; spent is net of refunds, resets_at the end of the window.';
 comment on type ducto.cap_check_result is 'The cap that an amount would exceed; zeros where none.';
 comment on type ducto.create_team_result is 'A team: an account with members.';
 comment on type ducto.team is 'A team, its pool and the number of its present members.';
 comment on type ducto.team_balance_result is 'A team''s pool.';
 comment on type ducto.add_team_member_result is 'A member of a team as added, changed or removed.';
-comment on type ducto.team_member is 'A present member of a team; total_spent is that of the whole life, net of refunds.';
+comment on type ducto.team_member is
+  'A present member of a team; spent is that of spend_cap_period, total_spent that of the whole life, both net of refunds.';
 comment on type ducto.team_deduction_result is 'A charge on a team''s pool: user_id is the member, balances are the pool''s.';
 comment on type ducto.sweep_result is 'How many lots expired, or would expire, and how many credits.';
 comment on type ducto.event is 'Something that happened to an account, until it is acknowledged.';

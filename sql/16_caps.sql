@@ -15,6 +15,15 @@ begin
 end
 $$;
 
+create or replace function ducto_private.window_end(p_period text, p_first date, p_zone text) returns timestamptz
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return ducto_private.first_instant(p_first + case p_period when 'daily' then interval '1 day' else interval '1 month' end, p_zone);
+end
+$$;
+
 -- What the window that begins on p_first has debited so far, net of refunds of its charges. Three hours from its ends no
 -- clock is put back to another day.
 create or replace function ducto_private.window_spent(
@@ -24,8 +33,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_start timestamptz := ducto_private.first_instant(p_first, p_zone);
-  v_end timestamptz := ducto_private.first_instant(
-    p_first + case p_period when 'daily' then interval '1 day' else interval '1 month' end, p_zone);
+  v_end timestamptz := ducto_private.window_end(p_period, p_first, p_zone);
   v_seq bigint := ducto_private.seq_at(p_account_id, v_start, true);
 begin
   return (
@@ -240,12 +248,15 @@ begin
 end
 $$;
 
-create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint) returns ducto.spend_cap
-language plpgsql immutable
+-- A cap as caps_now() sees it.
+create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint, p_zone text)
+returns ducto.spend_cap
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision)::ducto.spend_cap;
+  return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision,
+    least(p_cap.spent, 9223372036854775807), ducto_private.window_end(p_cap.cap_type, p_cap.window_date, p_zone))::ducto.spend_cap;
 end
 $$;
 
@@ -296,7 +307,10 @@ begin
     v_account.caps := v_account.caps + 1;
   end if;
   perform ducto_private.save(v_account, v_now);
-  return ducto_private.cap_answer(v_cap, v_account.revision + 1);
+  return (
+    select ducto_private.cap_answer(c, v_account.revision + 1, v_terms.timezone)
+    from ducto_private.caps_now(p_user_id, v_now, v_terms.timezone, array[v_cap.model]) as c
+    where c.cap_type = v_cap.cap_type);
 end
 $$;
 comment on function ducto.set_spend_cap is
@@ -308,6 +322,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
+  v_zone text := ducto_private.usage_zone();
   v_account ducto_private.accounts;
   v_now timestamptz;
   v_cap ducto_private.spend_caps;
@@ -319,17 +334,20 @@ begin
   from ducto_private.accounts as a
   where a.account_id = p_user_id
   for no key update;
-  delete from ducto_private.spend_caps as c
-  where c.account_id = p_user_id and c.model = coalesce(p_model, '') and c.cap_type = p_cap_type
-  returning c.* into v_cap;
-  if not found then
-    return row(null, null, null, 0, null, 'cap_not_found', coalesce(v_account.revision, 0))::ducto.spend_cap;
-  end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  select c.*
+  into v_cap
+  from ducto_private.caps_now(p_user_id, v_now, v_zone, array[coalesce(p_model, '')]) as c
+  where c.cap_type = p_cap_type;
+  if not found then
+    return row(null, null, null, 0, null, 'cap_not_found', coalesce(v_account.revision, 0), 0, null)::ducto.spend_cap;
+  end if;
+  delete from ducto_private.spend_caps as c
+  where c.account_id = p_user_id and c.model = v_cap.model and c.cap_type = p_cap_type;
   v_account := ducto_private.expire(v_account, v_now);
   v_account.caps := v_account.caps - 1;
   perform ducto_private.save(v_account, v_now);
-  return ducto_private.cap_answer(v_cap, v_account.revision + 1);
+  return ducto_private.cap_answer(v_cap, v_account.revision + 1, v_zone);
 end
 $$;
 comment on function ducto.remove_spend_cap is 'Takes a cap away and answers what it was.';
@@ -339,18 +357,20 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
+declare
+  v_zone text := ducto_private.usage_zone();
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return query
   select x.*
   from ducto_private.accounts as a
-  join ducto_private.spend_caps as c on c.account_id = a.account_id
-  cross join lateral ducto_private.cap_answer(c, a.revision) as x
+  cross join lateral ducto_private.caps_now(p_user_id, greatest(ducto_private.clock(), a.changed_at), v_zone, null) as c
+  cross join lateral ducto_private.cap_answer(c, a.revision, v_zone) as x
   where a.account_id = p_user_id
   order by c.cap_type, c.model;
 end
 $$;
-comment on function ducto.list_spend_caps is 'An account''s caps.';
+comment on function ducto.list_spend_caps is 'An account''s caps, and what their windows have spent.';
 
 create or replace function ducto.check_spend_cap(p_user_id text, p_model text default null, p_amount bigint default 0)
 returns ducto.cap_check_result

@@ -205,12 +205,16 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
+declare
+  v_zone text := ducto_private.usage_zone();
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query
-  select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text
-  from ducto_private.team_members as m
-  where m.account_id = p_team_id and m.left_at is null
+  select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text,
+    least(ducto_private.member_spent(m, greatest(ducto_private.clock(), a.changed_at), v_zone), 9223372036854775807)::bigint
+  from ducto_private.accounts as a
+  join ducto_private.team_members as m on m.account_id = a.account_id
+  where a.account_id = p_team_id and m.left_at is null
   order by m.user_id;
 end
 $$;

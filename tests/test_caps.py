@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import psycopg
 import pytest
@@ -89,8 +91,9 @@ def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
     ("nothing at all", [rich], ask.set_spend_cap("u", 0), gives(limit=0)),
     ("the largest", [rich], ask.set_spend_cap("u", MOST), gives(limit=MOST)),
     ("of a team", [team("crew")], ask.set_spend_cap("crew", 7), gives(user_id="crew", limit=7)),
-    ("another limit and action", [rich, cap], ask.set_spend_cap("u", 60, action="warn"),
-     gives(limit=60, action="warn")),
+    ("another limit and action", [rich, cap, charge(7)], ask.set_spend_cap("u", 60, action="warn"),
+     gives(limit=60, action="warn", spent=7)),
+    ("in mid-window", [rich, charge(7)], cap, gives(spent=7)),
     ("less than nothing", [rich], ask.set_spend_cap("u", -1), raises("22023", "p_limit", "at least 0")),
     ("no limit", [rich], ask.set_spend_cap("u", None), raises("22023", "p_limit", "at least 0")),
     ("a week", [rich], ask.set_spend_cap("u", 1, "weekly"),
@@ -110,7 +113,7 @@ def test_set_spend_cap(ledger: Ledger, given: list[Step], call: Call, check: Che
 
 @table(
     ("one that is there", [rich, cap], ask.remove_spend_cap("u", "daily"),
-     gives(user_id="u", cap_type="daily", model=None, limit=50, action="deny", revision=3)),
+     gives(user_id="u", cap_type="daily", model=None, limit=50, action="deny", revision=3, spent=0)),
     ("one of a model", [rich, of_gpt, cap], ask.remove_spend_cap("u", "daily", "gpt"), gives(model="gpt", limit=50)),
     ("of a team", [team("crew"), ask.set_spend_cap("crew", 7)], ask.remove_spend_cap("crew", "daily"), gives(limit=7)),
     ("it is gone", [rich, cap, ask.remove_spend_cap("u", "daily")], ask.list_spend_caps("u"), lists()),
@@ -142,8 +145,10 @@ def test_remove_spend_cap(ledger: Ledger, given: list[Step], call: Call, check: 
          {"user_id": "u", "cap_type": "monthly", "model": None, "limit": 50, "action": "deny", "error": None},
          {"user_id": "u", "cap_type": "daily", "model": "gpt", "limit": 50, "action": "deny", "error": None},
          {"user_id": "u", "cap_type": "monthly", "model": "any", "limit": 9, "action": "warn", "error": None})),
-    ("set twice it is one", [rich, cap, ask.set_spend_cap("u", 60)], ask.list_spend_caps("u"),
-     lists({"limit": 60, "revision": 3})),
+    ("set twice it is one", [rich, cap, charge(7), ask.set_spend_cap("u", 60)], ask.list_spend_caps("u"),
+     lists({"limit": 60, "revision": 4, "spent": 7})),
+    ("net of refunds", [rich, cap, charge(40), ask.refund_credits("@charge1", 15), charge(3, "gpt"), of_gpt],
+     ask.list_spend_caps("u"), lists({"model": None, "spent": 28}, {"model": "gpt", "spent": 3})),
     ("of a team", [team("crew"), ask.set_spend_cap("crew", 7)], ask.list_spend_caps("crew"), lists({"limit": 7})),
 )
 def test_list_spend_caps(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
@@ -596,6 +601,15 @@ def test_a_window_is_the_local_day_or_month(conn: Connection, clock: Clock, zone
                 reads(capped=True, current_spend=10 - room, cap_limit=10)(ledger, ask.check_spend_cap(user, None, MOST))
                 denied(ledger, ask.deduct_credits(user, room + 1))
                 gives(warnings=[])(ledger, ask.deduct_credits(user, room))
+                caps = ask.list_spend_caps(user)
+                resets_at = ledger.one(caps)["resets_at"]
+                # In St John's the next day once began for a minute before clocks were put back.
+                if resets_at < clock.now():
+                    continue
+                for time, spent in ((resets_at, 0), (resets_at - timedelta(microseconds=1), 10)):
+                    clock.set(time)
+                    lists({"spent": spent, "resets_at": resets_at if spent else ANY})(ledger, caps)
+                clock.set(moment)
         for user in (kind, f"{kind}, set late"):
             ask.deduct_credits(user, uses)(ledger)
     assert ledger.violations() == []

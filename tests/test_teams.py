@@ -179,7 +179,7 @@ def test_get_team(ledger: Ledger, given: list[Step], call: Call, check: Check) -
     ("twice it is one", [crew, ask.add_team_member("crew", "ann")], ask.get_team("crew"), reads(member_count=2)),
     ("twice it changes", [crew, charge(30), ask.add_team_member("crew", "ann", "lead", 9, "monthly")],
      ask.get_team_members("crew"),
-     member("ann", role="lead", spend_cap=9, spend_cap_period="monthly", total_spent=30)),
+     member("ann", role="lead", spend_cap=9, spend_cap_period="monthly", total_spent=30, spent=30)),
     ("a cap may be taken away", [crew, capped, ask.add_team_member("crew", "ann")], ask.get_team_members("crew"),
      member("ann", spend_cap=None)),
     ("of two teams", [crew, team("other")], ask.add_team_member("other", "ann"), gives(team_id="other")),

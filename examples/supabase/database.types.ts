@@ -489,7 +489,7 @@ export type Database = {
                       },"spend_by_user_row": {
                         "user_id": string | null,"total_spend": number | null,"transaction_count": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"spend_cap": {
-                        "user_id": string | null,"cap_type": string | null,"model": string | null,"limit": number | null,"action": string | null,"error": string | null,"revision": number | null
+                        "user_id": string | null,"cap_type": string | null,"model": string | null,"limit": number | null,"action": string | null,"error": string | null,"revision": number | null,"spent": number | null,"resets_at": string | null
                       },"sweep_result": {
                         "expired_count": number | null,"expired_amount": number | null,"dry_run": boolean | null,"error": string | null
                       },"team": {
@@ -499,7 +499,7 @@ export type Database = {
                       },"team_deduction_result": {
                         "transaction_id": string | null,"team_id": string | null,"user_id": string | null,"amount": number | null,"team_balance_after": number | null,"idempotent": boolean | null,"error": string | null,"cost": number | null,"allowance_used": number | null,"shortfall": number | null,"warnings": (string)[] | null,"revision": number | null
                       },"team_member": {
-                        "user_id": string | null,"role": string | null,"spend_cap": number | null,"total_spent": number | null,"spend_cap_period": string | null,"error": string | null
+                        "user_id": string | null,"role": string | null,"spend_cap": number | null,"total_spent": number | null,"spend_cap_period": string | null,"error": string | null,"spent": number | null
                       },"top_user_row": {
                         "user_id": string | null,"total_spend": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"transaction": {
