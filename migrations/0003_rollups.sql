@@ -19,29 +19,19 @@ comment on column ducto_private.rollup_state.counted is 'How many rows of the le
 comment on column ducto_private.rollup_state.changed_at is 'No row that was counted is later than this.';
 
 -- Sums of one day may pass bigint where no account does.
-create table ducto_private.rollup_users (
+create table ducto_private.rollups (
+  kind text not null check (kind in ('user', 'model')),
   day date not null,
-  user_id text collate "C" not null,
+  name text collate "C" not null,
   spend numeric not null,
   charges bigint not null,
   allowance_used numeric not null,
   refunded numeric not null,
   cost numeric not null,
-  primary key (day, user_id)
+  primary key (kind, day, name)
 ) with (fillfactor = 80);
-
-create table ducto_private.rollup_models (
-  day date not null,
-  model text collate "C" not null,
-  spend numeric not null,
-  charges bigint not null,
-  allowance_used numeric not null,
-  refunded numeric not null,
-  cost numeric not null,
-  primary key (day, model)
-) with (fillfactor = 80);
-comment on table ducto_private.rollup_users is 'Statistics by local day and user or member, of the rows that rollup_accounts names.';
-comment on table ducto_private.rollup_models is 'Statistics by local day and model ('''' where none was named), of the rows that rollup_accounts names.';
+comment on table ducto_private.rollups is
+  'Statistics by local day and user (or member), and by local day and model ('''' where none was named), of the rows that rollup_accounts names.';
 
 create type ducto_private.usage_sums as (
   day date,

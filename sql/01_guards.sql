@@ -24,7 +24,7 @@ $$;
 do $$
 begin
   if current_setting('server_version_num')::integer >= 180000 then
-    execute 'create or replace function ducto_private.new_id(p_now timestamptz) returns uuid language sql volatile as $f$ select uuidv7() $f$';
+    execute 'create or replace function ducto_private.new_id(p_now timestamptz) returns uuid language plpgsql volatile set search_path = pg_catalog, pg_temp as $f$ begin return uuidv7(); end $f$';
   end if;
 end
 $$;

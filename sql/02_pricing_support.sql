@@ -1,6 +1,5 @@
 -- What compiled formulas call. Those that divide are stable, not immutable: the planner folds immutable calls over
--- constants, and would meet a division by zero in a branch that is never taken. No settings of their own: they stand on the
--- charge path and are reached only through functions that have set theirs.
+-- constants, and would meet a division by zero in a branch that is never taken.
 
 create or replace function ducto_private.divisor(p_value numeric, p_where text) returns numeric
 language plpgsql stable parallel safe

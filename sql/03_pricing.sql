@@ -26,24 +26,34 @@ as $$
   limit 1
 $$;
 
+create or replace function ducto_private.find_version(p_version integer) returns ducto_private.pricing_versions
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row ducto_private.pricing_versions;
+begin
+  select v.*
+  into v_row
+  from ducto_private.pricing_versions as v
+  where v.version = p_version;
+  if not found then
+    raise exception 'there is no pricing version %', coalesce(p_version::text, 'null')
+      using errcode = 'DU002', hint = 'See ducto.get_pricing_history().';
+  end if;
+  return v_row;
+end
+$$;
+
 create or replace function ducto_private.quote_at(p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean)
 returns ducto_private.quote
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_function text;
   v_quotes ducto_private.quote[];
 begin
-  select v.price_function
-  into v_function
-  from ducto_private.pricing_versions as v
-  where v.version = p_version;
-  if not found then
-    raise exception 'there is no pricing version %', p_version
-      using errcode = 'DU002', hint = 'See ducto.get_pricing_history().';
-  end if;
-  execute format('select array[ducto_private.%I($1, $2, $3, $4, $5)]', v_function)
+  execute format('select array[ducto_private.%I($1, $2, $3, $4, $5)]', (ducto_private.find_version(p_version)).price_function)
   into v_quotes
   using p_version, p_usage, p_job, p_plan, p_unseen;
   return v_quotes[1];
@@ -59,17 +69,6 @@ begin
     raise exception 'pricing version % was published after this transaction took its snapshot', p_version
       using errcode = '40001', hint = 'Retry the transaction.';
   end if;
-end
-$$;
-
-create or replace function ducto_private.not_loaded() returns ducto_private.quote
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  raise exception 'pricing not loaded'
-    using errcode = 'DU001',
-      hint = 'Publish a config with `ducto-pg pricing publish`, or activate a version with ducto.activate_pricing().';
 end
 $$;
 
@@ -107,7 +106,8 @@ begin
   p_version := %1$s;
   %s;
 end$b$,
-      coalesce(v_version, 0), coalesce(v_price, 'return ducto_private.not_loaded()')));
+      coalesce(v_version, 0), coalesce(v_price, $r$raise exception 'pricing not loaded' using errcode = 'DU001',
+    hint = 'Publish a config with `ducto-pg pricing publish`, or activate a version with ducto.activate_pricing().'$r$)));
   execute format(
     $f$
     create or replace function ducto_private.plain_price(p_usage jsonb) returns ducto_private.plain_price
@@ -126,6 +126,21 @@ end$b$,
 end
 $$;
 
+-- The zone that the first activated version fixed, by whose days all statistics count; null before.
+create or replace function ducto_private.first_zone() returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (
+    select coalesce(v.config ->> 'timezone', 'UTC')
+    from ducto_private.activations as a
+    join ducto_private.pricing_versions as v on v.version = a.version
+    order by a.activation_id
+    limit 1);
+end
+$$;
+
 create or replace function ducto_private.activate(p_version integer) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -137,20 +152,8 @@ declare
   v_plan text;
 begin
   perform ducto_private.lock_setup();
-  select coalesce(v.config ->> 'timezone', 'UTC')
-  into v_zone
-  from ducto_private.pricing_versions as v
-  where v.version = p_version;
-  if not found then
-    raise exception 'there is no pricing version %', coalesce(p_version::text, 'null')
-      using errcode = 'DU002', hint = 'See ducto.get_pricing_history().';
-  end if;
-  select coalesce(v.config ->> 'timezone', 'UTC')
-  into v_first_zone
-  from ducto_private.activations as a
-  join ducto_private.pricing_versions as v on v.version = a.version
-  order by a.activation_id
-  limit 1;
+  v_first_zone := ducto_private.first_zone();
+  v_zone := coalesce((ducto_private.find_version(p_version)).config ->> 'timezone', 'UTC');
   if v_zone <> v_first_zone then
     perform ducto_private.invalid(
       format('timezone: version %s says %s, but the first activated version fixed %s', p_version, v_zone, v_first_zone),
@@ -172,8 +175,8 @@ begin
       select p.plan_id from ducto_private.plans as p where p.version = p_version
       order by 1
     loop
-      raise notice 'plan % is not in version %: accounts on it keep its terms of version %', v_plan, p_version, v_from
-        using hint = 'Nobody can be put on it any more; move them with set_user_plan.';
+      raise notice 'plan % is not in version %: nobody can be put on it any more, and accounts on it keep its terms of '
+        'version % until set_user_plan moves them', v_plan, p_version, v_from;
     end loop;
   end if;
 end
@@ -231,16 +234,8 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_row ducto_private.pricing_versions;
+  v_row ducto_private.pricing_versions := ducto_private.find_version(p_version);
 begin
-  select v.*
-  into v_row
-  from ducto_private.pricing_versions as v
-  where v.version = p_version;
-  if not found then
-    raise exception 'there is no pricing version %', coalesce(p_version::text, 'null')
-      using errcode = 'DU002', hint = 'See ducto.get_pricing_history().';
-  end if;
   return row(v_row.id, v_row.config, v_row.version, v_row.label, null)::ducto.pricing_config_result;
 end
 $$;

@@ -1,4 +1,4 @@
--- Accounts: opening, the one writer of balances, credits in and out, and reading the ledger.
+-- Accounts: opening, the one writer of balances, what has expired, and the rule of admission.
 --
 -- A call decides on row variables under the account's lock and writes last, so that a refusal needs no rollback.
 -- post() writes the ledger and the account with it, for all but the plain charge of ducto.deduct().
@@ -218,6 +218,23 @@ begin
 end
 $$;
 
+-- Locks an account; a null row where it is unknown.
+create or replace function ducto_private.lock_account(p_account_id text) returns ducto_private.accounts
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_account ducto_private.accounts;
+begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_account_id
+  for no key update;
+  return v_account;
+end
+$$;
+
 -- Locks an account, opening it first where it is unknown: for the calls that may open one.
 create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
@@ -228,12 +245,8 @@ declare
   v_terms ducto_private.quote;
 begin
   loop
-    select a.*
-    into v_account
-    from ducto_private.accounts as a
-    where a.account_id = p_account_id
-    for no key update;
-    exit when found;
+    v_account := ducto_private.lock_account(p_account_id);
+    exit when v_account.account_id is not null;
     if ducto_private.active_version() is not null then
       v_terms := ducto_private.quote(null, null, null, null, true);
     end if;
@@ -244,8 +257,7 @@ begin
 end
 $$;
 
--- The start and end of the local month in which p_now lies: the set of instants with that local month, also where
--- midnight happens twice or never.
+-- The first instant with this local time or a later one, also where midnight happens twice or never.
 create or replace function ducto_private.first_instant(p_local timestamp, p_zone text) returns timestamptz
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -383,16 +395,24 @@ begin
 end
 $$;
 
--- The rule of admission for holds, and for charges without one: p_amount, together with the other holds and after the
--- allowance, must leave the balance at its floor. Numeric, because the sum may pass bigint where the answer is no.
-create or replace function ducto_private.admits(
-  p_balance bigint, p_held bigint, p_amount bigint, p_left bigint, p_floor bigint) returns boolean
-language plpgsql immutable
+-- The rule of admission for holds, and for charges without one: why p_amount more is refused, or null. p_exceeded is of
+-- caps_exceeded(); p_amount, together with the other holds and after the allowance, must leave the balance at its floor.
+-- Numeric, because the sum may pass bigint where the answer is no.
+create or replace function ducto_private.admission_error(
+  p_account ducto_private.accounts, p_member ducto_private.team_members, p_now timestamptz, p_terms ducto_private.quote,
+  p_exceeded ducto_private.spend_caps[], p_amount bigint, p_left bigint, p_own_floor bigint) returns text
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_demand constant numeric := p_account.held::numeric + p_amount - p_left;
 begin
-  return p_amount = 0
-    or p_held::numeric + p_amount - p_left <= 0
-    or p_balance - (p_held::numeric + p_amount - p_left) >= p_floor;
+  return case
+    when (p_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
+    when p_member.spend_cap is not null
+      and ducto_private.member_exceeds(p_member, p_account, p_now, p_terms.timezone, p_amount, p_left) then 'member_cap_exceeded'
+    when p_amount > 0 and v_demand > 0
+      and p_account.balance - v_demand < ducto_private.floor_of(p_account, p_own_floor, p_terms.min_balance)
+      then 'insufficient_credits' end;
 end
 $$;

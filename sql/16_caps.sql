@@ -322,18 +322,14 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_zone text := ducto_private.usage_zone();
+  v_zone text := ducto_private.first_zone();
   v_account ducto_private.accounts;
   v_now timestamptz;
   v_cap ducto_private.spend_caps;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_cap(p_cap_type);
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = p_user_id
-  for no key update;
+  v_account := ducto_private.lock_account(p_user_id);
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
   select c.*
   into v_cap
@@ -358,7 +354,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_zone text := ducto_private.usage_zone();
+  v_zone text := ducto_private.first_zone();
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return query

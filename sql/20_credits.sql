@@ -125,12 +125,8 @@ begin
   perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_key(p_idempotency_key);
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('remove_credits', p_amount, lower(p_transaction_id)), 0);
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = p_user_id
-  for no key update;
-  if not found then
+  v_account := ducto_private.lock_account(p_user_id);
+  if v_account.account_id is null then
     return ducto_private.credits_refusal('account_not_found', v_account);
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
@@ -149,12 +145,8 @@ begin
     return ducto_private.credits_answer(v_row, true);
   end if;
   if p_transaction_id is not null then
-    select t.*
-    into v_grant
-    from ducto_private.ledger as t
-    where t.transaction_id = ducto_private.to_id(p_transaction_id) and t.account_id = p_user_id
-      and t.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment');
-    if not found then
+    v_grant := ducto_private.find_transaction(p_transaction_id, p_user_id);
+    if coalesce(v_grant.type, '') not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment') then
       return ducto_private.credits_refusal('transaction_not_found', v_account);
     end if;
     -- What is due is gone for a removal, whether it has expired or is kept for a hold.

@@ -176,12 +176,7 @@ begin
       v_models := array['', v_hold.model, v_quote.resolved_model];
       v_exceeded := ducto_private.caps_exceeded(v_account, v_now, v_quote.timezone, v_models, v_hold.held, v_left);
     end if;
-    v_error := case
-      when (v_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
-      when v_member.spend_cap is not null
-        and ducto_private.member_exceeds(v_member, v_account, v_now, v_quote.timezone, v_hold.held, v_left) then 'member_cap_exceeded'
-      when not ducto_private.admits(v_account.balance, v_account.held, v_hold.held, v_left,
-        ducto_private.floor_of(v_account, p_min_balance, v_quote.min_balance)) then 'insufficient_credits' end;
+    v_error := ducto_private.admission_error(v_account, v_member, v_now, v_quote, v_exceeded, v_hold.held, v_left, p_min_balance);
     if v_error is not null then
       return ducto_private.hold_refusal(v_error, v_account);
     end if;
@@ -273,24 +268,6 @@ begin
 end
 $$;
 
--- Locks the account of a hold, or p_user_id's where that has no such hold.
-create or replace function ducto_private.lock_holder(p_reservation_id text, p_user_id text) returns ducto_private.accounts
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_hold ducto_private.reservations := ducto_private.find_hold(p_reservation_id, p_user_id);
-  v_account ducto_private.accounts;
-begin
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = coalesce(v_hold.account_id, p_user_id)
-  for no key update;
-  return v_account;
-end
-$$;
-
 -- An account that a hold claims p_amount less of. Lots that were due and kept for it may expire now.
 create or replace function ducto_private.let_go(
   p_account ducto_private.accounts, p_amount bigint, p_ends boolean, p_now timestamptz)
@@ -339,7 +316,8 @@ begin
   perform ducto_private.check_ttl(p_ttl_seconds);
   perform ducto_private.check_key(p_idempotency_key);
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('extend_reservation', v_add, lower(p_reservation_id)), 0);
-  v_account := ducto_private.lock_holder(p_reservation_id, p_user_id);
+  v_account := ducto_private.lock_account(
+    coalesce((ducto_private.find_hold(p_reservation_id, p_user_id)).account_id, p_user_id));
   if v_account.account_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
@@ -378,12 +356,7 @@ begin
     v_models := array['', v_hold.model, v_hold.resolved_model];
     v_exceeded := ducto_private.caps_exceeded(v_account, v_now, v_terms.timezone, v_models, v_add, v_left);
   end if;
-  v_error := case
-    when (v_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
-    when v_member.spend_cap is not null
-      and ducto_private.member_exceeds(v_member, v_account, v_now, v_terms.timezone, v_add, v_left) then 'member_cap_exceeded'
-    when not ducto_private.admits(v_account.balance, v_account.held, v_add, v_left,
-      ducto_private.floor_of(v_account, v_hold.min_balance, v_terms.min_balance)) then 'insufficient_credits' end;
+  v_error := ducto_private.admission_error(v_account, v_member, v_now, v_terms, v_exceeded, v_add, v_left, v_hold.min_balance);
   if v_error is not null then
     return ducto_private.hold_refusal(v_error, v_account);
   end if;
@@ -420,7 +393,8 @@ declare
   v_due boolean;
   v_answer ducto.reserve_result;
 begin
-  v_account := ducto_private.lock_holder(p_reservation_id, p_user_id);
+  v_account := ducto_private.lock_account(
+    coalesce((ducto_private.find_hold(p_reservation_id, p_user_id)).account_id, p_user_id));
   if v_account.account_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
@@ -471,19 +445,6 @@ begin
 end
 $$;
 
--- The time at which a reader sees an account.
-create or replace function ducto_private.read_time(p_account_id text) returns timestamptz
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return greatest(ducto_private.clock(), (
-    select a.changed_at
-    from ducto_private.accounts as a
-    where a.account_id = p_account_id));
-end
-$$;
-
 create or replace function ducto.get_reservation(p_reservation_id text, p_user_id text default null) returns ducto.reservation
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -500,7 +461,7 @@ begin
     v_refusal.charged := 0;
     return v_refusal;
   end if;
-  return ducto_private.hold_answer(v_hold, ducto_private.read_time(v_hold.account_id));
+  return ducto_private.hold_answer(v_hold, (ducto_private.as_read(v_hold.account_id)).changed_at);
 end
 $$;
 comment on function ducto.get_reservation is 'A hold by its id; with p_user_id only if it is of that account.';
@@ -517,7 +478,7 @@ declare
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_limit(coalesce(p_limit, 50));
-  v_now := ducto_private.read_time(p_user_id);
+  v_now := (ducto_private.as_read(p_user_id)).changed_at;
   return query
   select h.*
   from ducto_private.reservations as r

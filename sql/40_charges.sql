@@ -21,12 +21,8 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_row ducto_private.ledger;
+  v_row ducto_private.ledger := ducto_private.find_transaction(p_id::text, p_account.account_id);
 begin
-  select t.*
-  into v_row
-  from ducto_private.ledger as t
-  where t.transaction_id = p_id and t.account_id = p_account.account_id;
   if v_row.type = 'usage' and v_row.fingerprint is null then
     v_row.fingerprint := ducto_private.charge_fingerprint('deduct', v_row.usage, null, null, null, true, null);
   end if;
@@ -94,8 +90,8 @@ begin
 end
 $$;
 
--- PL/pgSQL prepares each expression once per transaction, and a charge is one: hence few statements, and helpers that the
--- planner inlines. A team's pool is charged for p_member. In a batch, misuse is a refusal.
+-- PL/pgSQL prepares each expression once per transaction, and a charge is one: hence few statements. A team's pool is
+-- charged for p_member. In a batch, misuse is a refusal.
 create or replace function ducto_private.charge(
   p_call text,
   p_account_id text,
@@ -239,12 +235,7 @@ begin
       if v_account.caps > 0 then
         v_exceeded := ducto_private.caps_exceeded(v_account, v_now, v_quote.timezone, v_models, v_charged, v_left);
       end if;
-      v_error := case
-        when (v_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
-        when v_member.spend_cap is not null
-          and ducto_private.member_exceeds(v_member, v_account, v_now, v_quote.timezone, v_charged, v_left) then 'member_cap_exceeded'
-        when not ducto_private.admits(v_account.balance, v_account.held, v_charged, v_left,
-          ducto_private.floor_of(v_account, null, v_quote.min_balance)) then 'insufficient_credits' end;
+      v_error := ducto_private.admission_error(v_account, v_member, v_now, v_quote, v_exceeded, v_charged, v_left, null);
       if v_error is not null then
         return ducto_private.charge_refusal(v_error, v_account);
       end if;
@@ -498,10 +489,9 @@ begin
     where jsonb_typeof(c.value) = 'object' and coalesce(c.value ->> 'team_id', c.value ->> 'user_id') is not null
     order by id);
   foreach v_account_id in array v_ids loop
-    perform from ducto_private.accounts as a where a.account_id = v_account_id for no key update;
-    if not found then
+    if (ducto_private.lock_account(v_account_id)).account_id is null then
       perform pg_advisory_xact_lock(hashtextextended(v_account_id, 7235512));
-      perform from ducto_private.accounts as a where a.account_id = v_account_id for no key update;
+      perform ducto_private.lock_account(v_account_id);
     end if;
   end loop;
   for v_charge in
@@ -573,7 +563,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_id uuid := ducto_private.to_id(p_transaction_id);
+  v_id uuid;
   v_fingerprint bigint;
   v_charge ducto_private.ledger;
   v_account ducto_private.accounts;
@@ -597,15 +587,8 @@ begin
   perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_key(p_idempotency_key);
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('refund_credits', lower(p_transaction_id), p_amount), 0);
-  select t.*
-  into v_charge
-  from ducto_private.ledger as t
-  where t.transaction_id = v_id and (p_user_id is null or t.account_id = p_user_id);
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = coalesce(v_charge.account_id, p_user_id)
-  for no key update;
+  v_charge := ducto_private.find_transaction(p_transaction_id, p_user_id);
+  v_account := ducto_private.lock_account(coalesce(v_charge.account_id, p_user_id));
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   if v_due then

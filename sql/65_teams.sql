@@ -29,11 +29,7 @@ begin
   v_account.kind := 'team';
   v_account := ducto_private.open_account(v_account, null);
   if v_account.account_id is null then
-    select a.*
-    into v_account
-    from ducto_private.accounts as a
-    where a.account_id = v_id
-    for no key update;
+    v_account := ducto_private.lock_account(v_id);
     select t.*
     into v_team
     from ducto_private.teams as t
@@ -57,35 +53,6 @@ $$;
 comment on function ducto.create_team is
   'Makes a team: an account with members. Without p_team_id its id comes from the key, or is random.';
 
--- Locks a team; a null row where there is none.
-create or replace function ducto_private.lock_team(p_team_id text) returns ducto_private.accounts
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_account ducto_private.accounts;
-begin
-  select a.*
-  into v_account
-  from ducto_private.accounts as a
-  where a.account_id = p_team_id and a.kind = 'team'
-  for no key update;
-  return v_account;
-end
-$$;
-
-create or replace function ducto_private.member_count(p_team_id text) returns bigint
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (
-    select count(*)
-    from ducto_private.team_members as m
-    where m.account_id = p_team_id and m.left_at is null);
-end
-$$;
-
 create or replace function ducto.get_team(p_team_id text) returns ducto.team
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -100,7 +67,8 @@ begin
     return row(null, null, 0, 0, null, 'team_not_found', 0)::ducto.team;
   end if;
   return row(p_team_id, (select t.name from ducto_private.teams as t where t.account_id = p_team_id), v_account.balance,
-    ducto_private.member_count(p_team_id), v_account.opened_at, null, v_account.revision)::ducto.team;
+    (select count(*) from ducto_private.team_members as m where m.account_id = p_team_id and m.left_at is null),
+    v_account.opened_at, null, v_account.revision)::ducto.team;
 end
 $$;
 comment on function ducto.get_team is 'A team, its pool''s balance and the number of its present members.';
@@ -144,8 +112,8 @@ begin
     perform ducto_private.invalid(format('p_spend_cap_period: %s is no period of a cap', left(v_period, 100)),
       'Use lifetime, daily or monthly.');
   end if;
-  v_account := ducto_private.lock_team(p_team_id);
-  if v_account.account_id is null then
+  v_account := ducto_private.lock_account(p_team_id);
+  if v_account.kind is distinct from 'team' then
     return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;
   elsif exists (select from ducto_private.accounts as a where a.account_id = p_user_id and a.kind = 'team') then
     return row(null, null, null, 'is_a_team', v_account.revision)::ducto.add_team_member_result;
@@ -180,8 +148,8 @@ declare
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_account := ducto_private.lock_team(p_team_id);
-  if v_account.account_id is null then
+  v_account := ducto_private.lock_account(p_team_id);
+  if v_account.kind is distinct from 'team' then
     return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;
   end if;
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
@@ -206,7 +174,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_zone text := ducto_private.usage_zone();
+  v_zone text := ducto_private.first_zone();
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query

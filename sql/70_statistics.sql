@@ -16,21 +16,6 @@ select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_a
   case t.type when 'usage' then t.cost else 0 end as cost
 from ducto_private.transactions as t;
 
--- The zone by whose days all statistics count.
-create or replace function ducto_private.usage_zone() returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return coalesce((
-    select v.config ->> 'timezone'
-    from ducto_private.activations as a
-    join ducto_private.pricing_versions as v on v.version = a.version
-    order by a.activation_id
-    limit 1), 'UTC');
-end
-$$;
-
 -- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
 -- first has an earlier date, as some have where clocks are put back across midnight.
 create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
@@ -85,7 +70,7 @@ begin
     when p_start >= '0001-01-01 00:00Z' then p_start else '-infinity' end;
   v_span.ends := case when p_end < '0001-01-01 00:00Z' then '-infinity'
     when p_end < '9999-01-01 00:00Z' then p_end else 'infinity' end;
-  v_span.zone := ducto_private.usage_zone();
+  v_span.zone := coalesce(ducto_private.first_zone(), 'UTC');
   v_span.first_day := ducto_private.day_beside(v_span.starts, 1, v_span.zone);
   v_span.days_start := ducto_private.first_instant(v_span.first_day, v_span.zone);
   if v_span.ends > v_counted then
@@ -135,13 +120,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
-  select r.day, r.user_id, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
-  from ducto_private.rollup_users as r
-  where p_by = 'user' and r.day >= (p_span).first_day and r.day < (p_span).end_day
-  union all
-  select r.day, r.model, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
-  from ducto_private.rollup_models as r
-  where p_by = 'model' and r.day >= (p_span).first_day and r.day < (p_span).end_day
+  select r.day, r.name, r.spend, r.charges, r.allowance_used, r.refunded, r.cost
+  from ducto_private.rollups as r
+  where r.kind = p_by and r.day >= (p_span).first_day and r.day < (p_span).end_day
   union all
   select case when p_daily then (u.created_at at time zone (p_span).zone)::date end,
     case p_by when 'user' then u.user_id else u.model end,
@@ -301,7 +282,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_zone text := ducto_private.usage_zone();
+  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
   v_few boolean;
   v_rows bigint;
 begin
@@ -310,7 +291,9 @@ begin
   for update;
   v_few := ducto_private.counted_until() is not null;
   with sums as (
-    select (u.created_at at time zone v_zone)::date as day, u.user_id, u.model, grouping(u.user_id) = 0 as by_user,
+    select case grouping(u.user_id) when 0 then 'user' else 'model' end as kind,
+      (u.created_at at time zone v_zone)::date as day,
+      case grouping(u.user_id) when 0 then u.user_id else u.model end as name,
       sum(u.spend) as spend, sum(u.charges) as charges, sum(u.allowance_used) as allowance_used, sum(u.refunded) as refunded,
       sum(u.cost) as cost
     from (
@@ -323,24 +306,12 @@ begin
       left join ducto_private.rollup_accounts as r on r.account_id = u.account_id
       where not v_few and u.seq > coalesce(r.seq, 0) and u.counts
     ) as u
-    group by grouping sets ((1, 2), (1, 3))
-  ), users as (
-    insert into ducto_private.rollup_users as r (day, user_id, spend, charges, allowance_used, refunded, cost)
-    select s.day, s.user_id, s.spend, s.charges, s.allowance_used, s.refunded, s.cost
+    group by grouping sets ((2, u.user_id), (2, u.model))
+  ), added as (
+    insert into ducto_private.rollups as r (kind, day, name, spend, charges, allowance_used, refunded, cost)
+    select s.*
     from sums as s
-    where s.by_user
-    on conflict (day, user_id) do update
-    set spend = r.spend + excluded.spend,
-      charges = r.charges + excluded.charges,
-      allowance_used = r.allowance_used + excluded.allowance_used,
-      refunded = r.refunded + excluded.refunded,
-      cost = r.cost + excluded.cost
-  ), models as (
-    insert into ducto_private.rollup_models as r (day, model, spend, charges, allowance_used, refunded, cost)
-    select s.day, s.model, s.spend, s.charges, s.allowance_used, s.refunded, s.cost
-    from sums as s
-    where not s.by_user
-    on conflict (day, model) do update
+    on conflict (kind, day, name) do update
     set spend = r.spend + excluded.spend,
       charges = r.charges + excluded.charges,
       allowance_used = r.allowance_used + excluded.allowance_used,
@@ -381,7 +352,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_zone text := ducto_private.usage_zone();
+  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
 begin
   return query
   with sums as (
@@ -394,11 +365,8 @@ begin
     where u.counts
     group by grouping sets ((1, u.user_id), (1, u.model))
   ), rollups as (
-    select r.day, 'user' as kind, r.user_id as name, row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost) as sums
-    from ducto_private.rollup_users as r
-    union all
-    select r.day, 'model', r.model, row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost)
-    from ducto_private.rollup_models as r
+    select r.kind, r.day, r.name, row(r.spend, r.charges, r.allowance_used, r.refunded, r.cost) as sums
+    from ducto_private.rollups as r
   )
   select case p.kind when 'user' then p.name end, 'a rollup is the sum of what it has counted', s.sums::text, r.sums::text,
     format('%s of %s %s', p.day, p.kind, p.name), null::text

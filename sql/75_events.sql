@@ -83,10 +83,7 @@ begin
     select p_user_id collate "C"
     order by 1
   loop
-    perform
-    from ducto_private.accounts as a
-    where a.account_id = v_account_id
-    for no key update;
+    perform ducto_private.lock_account(v_account_id);
     v_changed := 0;
     update ducto_private.transactions as t
     set metadata = null

@@ -22,7 +22,7 @@ select r.reservation_id, r.account_id, r.actor_id,
   case when r.status = 'active' and r.expires_at <= clock_timestamp() then 'expired' else r.status end as status,
   case when r.status = 'active' and r.expires_at > clock_timestamp() then r.held else 0 end as amount,
   r.charged, r.operation_type, r.model, r.metrics, r.pricing_version, r.plan_id, r.idempotency_key, r.metadata, r.created_at,
-  r.expires_at, r.ended_at
+  r.expires_at, case when r.status = 'active' and r.expires_at <= clock_timestamp() then r.expires_at else r.ended_at end as ended_at
 from ducto_private.reservations as r;
 comment on view ducto_read.reservations is 'One row per hold.';
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from majors import open_major
 from psycopg import sql
 
 import ducto_pg
@@ -34,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The PostgreSQL server of this run."""
     major: int | None = getattr(request, "param", None)
-    with servers.open_major(major, FAST) if major else servers.open_server(FAST) as opened:
+    with open_major(major, FAST) if major else servers.open_server(FAST) as opened:
         yield opened
 
 

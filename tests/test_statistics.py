@@ -618,9 +618,9 @@ def test_rollups_and_readers_amid_charges(shop: CreditManager, conn: Connection,
 @pytest.mark.parametrize(
     ("corruption", "invariant"),
     [
-        ("update ducto_private.rollup_users set cost = cost + 1", "sum"),
-        ("delete from ducto_private.rollup_models", "sum"),
-        ("insert into ducto_private.rollup_users values ('2030-01-01', 'ghost', 1, 1, 0, 0, 1)", "sum"),
+        ("update ducto_private.rollups set cost = cost + 1", "sum"),
+        ("delete from ducto_private.rollups where kind = 'model'", "sum"),
+        ("insert into ducto_private.rollups values ('user', '2030-01-01', 'ghost', 1, 1, 0, 0, 1)", "sum"),
         ("update ducto_private.rollup_accounts set seq = seq - 1", "sum|how far"),
         ("update ducto_private.rollup_accounts set seq = seq + 1", "exist|how far"),
         ("insert into ducto_private.rollup_accounts values ('ghost', 1, now())", "exist|how far"),
@@ -638,7 +638,7 @@ def test_what_the_rollups_got_wrong_is_found(
     found = rollup_violations(conn)
     assert found
     assert all(re.search(invariant, row[1]) for row in found)
-    conn.execute("truncate ducto_private.rollup_accounts, ducto_private.rollup_users, ducto_private.rollup_models")
+    conn.execute("truncate ducto_private.rollup_accounts, ducto_private.rollups")
     conn.execute("update ducto_private.rollup_state set counted = 0, changed_at = null")
     assert shop.rollup_usage() == 2
     assert rollup_violations(conn) == []
