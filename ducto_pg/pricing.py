@@ -405,7 +405,7 @@ class _Compiler:
         paths = {
             key: path
             for key, formula in models.items()
-            if (path := json_path(formula)) and not formula.variables & barred
+            if (path := json_path(formula)) and formula.variables and not formula.variables & barred
         }
         names = {name for key in paths for name in models[key].variables}
         if len(names) > PLAIN_COUNTS:
