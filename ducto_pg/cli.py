@@ -239,9 +239,11 @@ def _setup(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(result)
     else:
-        tables, functions = result.tables_created, result.rpcs_created
-        head = f"ducto_pg {__version__} installed: {len(tables)} tables, {len(functions)} functions"
-        print("\n".join([head, *tables, *functions]) if tables or functions else "nothing to change")
+        tables, functions = len(result.tables_created), len(result.rpcs_created)
+        changes = [f"ducto_pg {__version__} installed: {tables} tables and {functions} functions"]
+        changes = changes if tables or functions else []
+        changes += ["rights set"] if any(getattr(arguments, option) for option in _ROLES) else []
+        print("\n".join(changes) or "nothing to change")
 
 
 def _sql(arguments: argparse.Namespace) -> None:

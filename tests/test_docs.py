@@ -32,8 +32,9 @@ PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").g
 FROM_SCRATCH = {"README.md", "docs/operations.md"}
 OF_ITS_OWNER = "docs/start.md"
 RUN_ELSEWHERE = {"docs/supabase.md"}  # by test_supabase.py
-NOT_RUN = ("make ", "pip ", "DUCTO_PG_TEST_VERSIONS=")
-PROGRAMS = ("psql", "pg_dump")
+RUN_BY_TEST_DRIVERS = "examples/drivers/"
+NOT_RUN = ("make ", "pip ", "python3 -m venv ", "source ", "DUCTO_PG_TEST_VERSIONS=")
+PROGRAMS = ("psql", "pg_dump", "curl")
 # Refusals that stand in the text of what a call calls, and that it cannot give.
 _TEAM = {"team_not_found", "not_a_member", "member_cap_exceeded"}
 _USER = {"account_not_found", "is_a_team"}
@@ -142,7 +143,7 @@ class Reader:
         return said.getvalue()
 
     def shell(self, text: str) -> str | None:
-        """None where a program of PostgreSQL is asked for that this server comes without."""
+        """None where a program is asked for that this machine or its server comes without."""
         script = "\n".join(line for line in text.splitlines() if not line.startswith(NOT_RUN))
         if any(program in script and not shutil.which(program, path=self.environment["PATH"]) for program in PROGRAMS):
             return None
@@ -202,7 +203,7 @@ def test_a_page_does_what_it_says(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps = list(blocks(page))
+    steps = [step for step in blocks(page) if RUN_BY_TEST_DRIVERS not in step.text]
     if page == OF_ITS_OWNER:
         dsn, steps = request.getfixturevalue("owned"), steps[1:]
     elif page in FROM_SCRATCH:
@@ -211,6 +212,7 @@ def test_a_page_does_what_it_says(
         dsn = request.getfixturevalue("db")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    shutil.copy(ROOT / "examples" / "prices.yaml", tmp_path)
     monkeypatch.setenv("DATABASE_URL", dsn)
     monkeypatch.chdir(tmp_path)
     with psycopg.connect(dsn, autocommit=True) as conn:

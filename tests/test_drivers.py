@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from program_helpers import environment, npm_packages
+from test_docs import RUN_BY_TEST_DRIVERS, blocks
 
 from ducto_pg import CreditManager
 from ducto_pg.embedded import Server
@@ -19,6 +21,8 @@ Connection = psycopg.Connection[Any]
 
 ROOT = Path(__file__).parent.parent
 DRIVERS = ROOT / "examples" / "drivers"
+PAGES = ("docs/any_language.md", "docs/migrations.md")
+PROGRAMS = {"python": [sys.executable], "alembic": [sys.executable, "-m", "alembic"]}
 SAID = """\
 added 1000, balance 1000
 held 54
@@ -36,7 +40,15 @@ def priced(conn: Connection) -> str:
     return conn.info.dsn
 
 
-def run(dsn: str, *command: str | Path, folder: Path = DRIVERS) -> str:
+def shown(part: str) -> list[str]:
+    """The one command with this part, as a page shows it."""
+    text = "".join(block.text for page in PAGES for block in blocks(page) if RUN_BY_TEST_DRIVERS in block.text)
+    [line] = [line for line in text.splitlines() if part in line]
+    program, *arguments = shlex.split(re.sub(r"\w+-user$|(?<=user_id=)\S+", "{user}", line))
+    return [*PROGRAMS.get(program, [program]), *arguments]
+
+
+def run(dsn: str, *command: str | Path, folder: Path = ROOT) -> str:
     """What a command prints, with this database in the PG… variables."""
     done = subprocess.run(
         command,
@@ -51,7 +63,7 @@ def run(dsn: str, *command: str | Path, folder: Path = DRIVERS) -> str:
     return done.stdout
 
 
-def check(dsn: str, *command: str | Path, folder: Path = DRIVERS) -> None:
+def check(dsn: str, *command: str | Path, folder: Path = ROOT) -> None:
     """The scenario is told, and told again when it is run again: but for the balance, and nothing is written."""
     user = "O'Brien:ü%s"
     assert run(dsn, *(str(part).format(user=user) for part in command), folder=folder) == SAID.format(994)
@@ -66,44 +78,45 @@ def test_psql(priced: str, server: Server) -> None:
     psql = shutil.which("psql", path=os.pathsep.join(folders))
     if not psql:
         pytest.skip("needs psql")
-    first = (DRIVERS / "psql.sql").read_text().splitlines()[0]
-    options = [option for option in first.split() if option.startswith("--") and len(option) > 2]
-    check(priced, psql, *(option.replace("user-1", "{user}") for option in options))
+    check(priced, psql, *shown("psql.sql")[1:])
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
 def test_python(priced: str, driver: str) -> None:
     pytest.importorskip(driver)
-    check(priced, sys.executable, f"{driver}_charge.py", "{user}")
+    check(priced, *shown(f"{driver}_charge.py"))
 
 
 def test_node(priced: str, tmp_path: Path) -> None:
-    (tmp_path / "node_modules").symlink_to(npm_packages(DRIVERS))
-    shutil.copy(DRIVERS / "node_postgres.mjs", tmp_path)
-    check(priced, "node", "node_postgres.mjs", "{user}", folder=tmp_path)
+    folder = tmp_path / "examples" / "drivers"
+    folder.mkdir(parents=True)
+    (folder / "node_modules").symlink_to(npm_packages(DRIVERS))
+    shutil.copy(DRIVERS / "node_postgres.mjs", folder)
+    check(priced, *shown("node_postgres.mjs"), folder=tmp_path)
 
 
 def test_sqlalchemy_and_alembic(server_conn: Connection) -> None:
     pytest.importorskip("alembic")
     dsn = server_conn.info.dsn
-    run(dsn, sys.executable, "-m", "alembic", "-c", "with_alembic/alembic.ini", "upgrade", "head")
-    check(dsn, sys.executable, "sqlalchemy_charge.py", "{user}")
+    run(dsn, *shown("alembic.ini"))
+    check(dsn, *shown("sqlalchemy_charge.py"))
 
 
 def test_django(server_conn: Connection) -> None:
     pytest.importorskip("django")
-    dsn, folder = server_conn.info.dsn, DRIVERS / "with_django"
-    run(dsn, sys.executable, "manage.py", "migrate", folder=folder)
-    check(dsn, sys.executable, "manage.py", "charge", "{user}", folder=folder)
+    dsn = server_conn.info.dsn
+    run(dsn, *shown("manage.py migrate"))
+    check(dsn, *shown("manage.py charge"))
 
 
-@pytest.mark.parametrize("page", ["any_language.md", "migrations.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_pages_show_what_the_examples_do(page: str) -> None:
     """A block that names a file is a part of it."""
-    text = (ROOT / "docs" / page).read_text("utf-8")
-    shown = re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert shown
-    for name, part in shown:
+    text = (ROOT / page).read_text("utf-8")
+    assert SAID.format(994) in text or page != PAGES[0]
+    parts = re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert parts
+    for name, part in parts:
         lines = [line.strip() for line in (ROOT / name).read_text("utf-8").splitlines()]
         wanted = [line.strip() for line in part.splitlines() if line.strip() not in ("", "…")]
         assert [line for line in wanted if line not in lines] == [], name

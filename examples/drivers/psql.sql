@@ -1,4 +1,4 @@
--- psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --set=user_id=user-1 --file=psql.sql
+-- The calls from psql: psql --set=ON_ERROR_STOP=1 --set=user_id=USER_ID --file=psql.sql, the database in the PG… variables.
 select amount, new_balance
 from ducto.add_credits(:'user_id', 1000, 'purchase', p_idempotency_key => 'invoice-1') \gset
 \echo added :amount, balance :new_balance

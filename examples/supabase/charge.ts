@@ -1,6 +1,6 @@
 // A backend that charges for an answer of a model, and what its user sees of it. Needs SUPABASE_URL,
 // SUPABASE_SERVICE_ROLE_KEY and SUPABASE_ANON_KEY; with USER_ID and USER_TOKEN, those of a user who is signed in. Without
-// a project, local_supabase.py stands in for one, where that user is alice.
+// a project, local_supabase.py stands in for one.
 import { createClient } from "@supabase/supabase-js";
 import type { Database } from "./database.types.js";
 
@@ -35,6 +35,7 @@ async function answer(userId: string, requestId: string, longest: Usage, work: (
     })
     .select("amount,balance_after,error,cost::text"); // a cost is exact: as text it stays so
   if (charge.error) throw charge.error;
+  if (charge.data.error) throw new Error(charge.data.error); // the work is done: say so, and settle by hand
   return charge.data;
 }
 
@@ -59,6 +60,7 @@ const given = await credits.rpc("add_credits", {
   p_idempotency_key: "invoice-1",
 });
 if (given.error) throw given.error;
+if (given.data.error) throw new Error(given.data.error);
 
 const longest = { model: "gpt-5", input_tokens: 1200, output_tokens: 4096 };
 console.log(await answer(userId, "request-1", longest, async () => ({ ...longest, output_tokens: 350 })));

@@ -1,14 +1,17 @@
 """As much of a Supabase project as ducto_pg needs, on this machine, without Docker: to try, and for tests.
 
 A PostgreSQL with Supabase's roles, ducto_pg and the prices of `../prices.yaml`, and PostgREST at `/rest/v1`. It prints,
-as shell commands, what a client must know of it. It lasts until Ctrl-C, its data no longer. Linux and macOS.
+as shell commands, what a client must know of it. Signed in is alice, or whom `--user` names. It lasts until Ctrl-C, its
+data no longer. Linux and macOS.
 """
 
+import argparse
 import base64
 import hmac
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -47,7 +50,10 @@ wait "$program"
 
 
 def main() -> None:
-    """Serve alice's tokens and the server side's, until Ctrl-C."""
+    """Serve the server side and one user, until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--user", default="alice", metavar="ID", help="whose token is printed (alice)")
+    user = parser.parse_args().user
     program = HERE / "node_modules" / POSTGREST
     postgrest = program if program.exists() else shutil.which("postgrest")
     if not postgrest:
@@ -63,7 +69,9 @@ def main() -> None:
             print(f"export SUPABASE_URL={url}")
             print(f"export SUPABASE_SERVICE_ROLE_KEY={token(role='service_role')}")
             print(f"export SUPABASE_ANON_KEY={token(role='anon')}")
-            print(f"export USER_TOKEN={token(role='authenticated', sub='alice')}", flush=True)
+            print(f"export USER_ID={shlex.quote(user)}")
+            print(f"export USER_TOKEN={token(role='authenticated', sub=user)}")
+            print(f"export DATABASE_URL={shlex.quote(server.dsn())}", flush=True)
             signal.pause()
 
 
