@@ -19,8 +19,10 @@ from psycopg.conninfo import conninfo_to_dict
 from ducto_pg import embedded, servers
 from ducto_pg.embedded import Server, ServerError
 
+# A shell's background jobs ignore SIGINT, and so would their children.
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from ducto_pg import embedded
 server = embedded.start(keep=sys.argv[1] == "keep")
 print(server.dsn(), server.pid, sep="|", flush=True)

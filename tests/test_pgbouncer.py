@@ -172,7 +172,7 @@ def test_asynchronous_clients_and_drivers(conn: Connection, bouncer: Bouncer) ->
 def test_examples(conn: Connection, bouncer: Bouncer) -> None:
     CreditManager(conn).publish_pricing(EXAMPLES.parent / "prices.yaml")
     for driver in ("asyncpg", "psycopg2", "sqlalchemy"):
-        said = run(bouncer.dsn, sys.executable, f"{driver}_charge.py", driver)
+        said = run(bouncer.dsn, sys.executable, EXAMPLES / f"{driver}_charge.py", driver)
         assert said.endswith("refunded 6, balance 1000\n")
 
 

