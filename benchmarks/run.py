@@ -81,7 +81,7 @@ begin
   returning a.balance, a.seq, a.revision into v_balance, v_seq, v_revision;
   insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
     created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-  values (ducto_private.new_id(clock_timestamp()), v_seq, -1, v_balance, 0, v_revision,
+  values (ducto_private.new_id(), v_seq, -1, v_balance, 0, v_revision,
     clock_timestamp(), 1, p_account_id, 'usage', 0, 1, p_usage, 'gpt-4o-2024-08-06', 'gpt-4o', p_key);
   return v_balance;
 end

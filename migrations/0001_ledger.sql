@@ -297,10 +297,14 @@ create table ducto_private.lot_entries (
   transaction_id uuid not null,
   lot_id uuid not null,
   account_id text collate "C" not null,
-  amount bigint not null check (amount <> 0),
+  amount bigint not null,
+  elsewhere bigint not null default 0 check (elsewhere >= 0),
+  check (amount <> 0 or elsewhere > 0),
   primary key (transaction_id, lot_id, account_id),
   foreign key (lot_id, account_id) references ducto_private.credit_lots
 );
+comment on column ducto_private.lot_entries.elsewhere is
+  'Of a refund: credits that were this lot''s and came back elsewhere, since it was due or its grant taken back.';
 create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
 
 create table ducto_private.spend_caps (

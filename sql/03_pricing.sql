@@ -73,7 +73,8 @@ end
 $$;
 
 -- Writes the dispatchers anew, for the version that was activated last: quote() for every price, plain_price() for what a
--- plain charge asks. They are that version's functions themselves, to save a call.
+-- plain charge asks. They are that version's functions themselves, to save a call. Whoever prices asks for the size of a
+-- relation first: that is to hear of what others have committed, a new dispatcher among it.
 create or replace function ducto_private.write_dispatcher() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -88,7 +89,7 @@ begin
   from ducto_private.pricing_state as s
   join ducto_private.pricing_versions as v on v.version = s.active_version
   join pg_proc as q on q.pronamespace = 'ducto_private'::regnamespace and q.proname = v.price_function
-  join pg_proc as p on p.pronamespace = 'ducto_private'::regnamespace and p.proname = replace(v.price_function, 'price_', 'plain_');
+  left join pg_proc as p on p.pronamespace = 'ducto_private'::regnamespace and p.proname = replace(v.price_function, 'price_', 'plain_');
   execute format(
     $f$
     create or replace function ducto_private.quote(
@@ -295,6 +296,7 @@ begin
     where a.account_id = p_user_id;
     v_seen := found;
   end if;
+  perform pg_relation_size('ducto_private.plain_price'::regclass);
   v_quote := ducto_private.quote(p_version, p_metrics, null, v_plan, not v_seen);
   if current_setting('transaction_isolation') <> 'read committed' then
     perform ducto_private.check_snapshot(v_quote.version);

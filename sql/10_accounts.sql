@@ -20,7 +20,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.events (event_id, account_id, type, payload, created_at)
-  values (ducto_private.new_id(p_now), p_account_id, p_type, p_payload, p_now);
+  values (ducto_private.new_id(), p_account_id, p_type, p_payload, p_now);
 end
 $$;
 
@@ -84,7 +84,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_id uuid := coalesce(p_id, ducto_private.new_id(p_now));
+  v_id uuid := coalesce(p_id, ducto_private.new_id());
   v_balance bigint := p_account.balance + p_amount;
 begin
   update ducto_private.accounts as a

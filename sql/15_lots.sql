@@ -176,7 +176,7 @@ as $$
 begin
   if p_amount > 0 then
     insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq)
-    values (ducto_private.new_id(p_now), p_account.account_id, p_id, p_amount, p_amount, p_expires_at, p_now, p_account.seq + 1);
+    values (ducto_private.new_id(), p_account.account_id, p_id, p_amount, p_amount, p_expires_at, p_now, p_account.seq + 1);
     p_account.lots := p_account.lots + 1;
     p_account.lots_due_at := least(p_account.lots_due_at, p_expires_at);
   end if;
@@ -194,16 +194,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_before numeric := (
-    select coalesce(sum(coalesce(e.amount, 0) + coalesce(n.amount, 0)), 0)
+    select coalesce(sum(e.amount + e.elsewhere), 0)
     from ducto_private.transaction_details as d
-    left join lateral (
-      select sum(e.amount) as amount
-      from ducto_private.lot_entries as e
-      where e.transaction_id = d.transaction_id and e.account_id = d.account_id) as e on true
-    left join lateral (
-      select sum(l.amount) as amount
-      from ducto_private.credit_lots as l
-      where l.transaction_id = d.transaction_id and l.account_id = d.account_id) as n on true
+    join ducto_private.lot_entries as e on e.transaction_id = d.transaction_id and e.account_id = d.account_id
     where d.account_id = p_account.account_id and d.refers_to = p_charge_id);
   v_upto numeric := least(p_upto, v_before + p_left);
   v_due bigint;
@@ -217,27 +210,28 @@ begin
     where e.transaction_id = p_charge_id and e.account_id = p_account.account_id
   ), given as (
     -- What a removal of the lot's grant took elsewhere in its place comes back there, as credits that do not expire.
-    select t.lot_id, t.expires_at > p_now as open, a.amount
+    select t.lot_id, t.expires_at > p_now as open, p.part, greatest(0, least(p.part, a.room))::bigint as amount
     from taken as t
     cross join lateral (
-      select least(
-        least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before),
-        t.granted - t.remainder + coalesce(sum(g.amount), 0))::bigint as amount
+      select (least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before))::bigint as part
+    ) as p
+    cross join lateral (
+      select t.granted - t.remainder + coalesce(sum(g.amount), 0) as room
       from ducto_private.transaction_details as d
       join ducto_private.transactions as g on g.transaction_id = d.transaction_id and g.account_id = d.account_id
       where d.account_id = p_account.account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
     ) as a
-    where v_upto > v_before and t.upto > v_before and t.upto - t.amount < v_upto and a.amount > 0
+    where p.part > 0
   ), changed as (
     update ducto_private.credit_lots as l
     set remainder = l.remainder + g.amount
     from given as g
     where g.open and l.lot_id = g.lot_id and l.account_id = p_account.account_id
   ), entered as (
-    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount)
-    select p_id, g.lot_id, p_account.account_id, g.amount
+    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount, elsewhere)
+    select p_id, g.lot_id, p_account.account_id, case when g.open then g.amount else 0 end,
+      case when g.open then g.part - g.amount else g.part end
     from given as g
-    where g.open
   )
   select coalesce(sum(g.amount), 0)
   into v_due

@@ -82,7 +82,7 @@ begin
     v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
   end if;
   perform ducto_private.check_range(v_account.balance::numeric + p_amount, 'the balance', p_user_id);
-  v_id := ducto_private.new_id(v_now);
+  v_id := ducto_private.new_id();
   if p_expires_at is not null then
     v_account := ducto_private.open_lot(v_account, v_now, v_id,
       greatest(0, p_amount - greatest(0, ducto_private.kept(v_account, v_now) - v_account.balance::numeric))::bigint, p_expires_at);
@@ -169,7 +169,7 @@ begin
   if v_grant.type = 'purchase' then
     v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
   end if;
-  v_id := ducto_private.new_id(v_now);
+  v_id := ducto_private.new_id();
   if v_account.lots > 0 then
     v_account := ducto_private.burn(v_account, v_now, v_id, p_amount, p_first => (
       select l.lot_id

@@ -156,6 +156,7 @@ begin
       end if;
     end if;
 
+    perform pg_relation_size('ducto_private.plain_price'::regclass);
     v_quote := ducto_private.quote(null, case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
       case when p_model is not null then '' end, v_account.plan_id, v_opens);
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -194,7 +195,7 @@ begin
     v_warnings := '{spend_cap_exceeded}'::text[];
     perform ducto_private.count_caps(p_account_id, v_now, v_quote.timezone, v_models, 0, v_exceeded);
   end if;
-  v_hold.reservation_id := ducto_private.new_id(v_now);
+  v_hold.reservation_id := ducto_private.new_id();
   v_hold.expires_at := v_now + make_interval(secs => p_ttl_seconds);
   insert into ducto_private.reservations (reservation_id, account_id, actor_id, held, created_at, expires_at, min_balance,
     pricing_version, plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)

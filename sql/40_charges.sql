@@ -192,6 +192,7 @@ begin
     end if;
 
     begin
+      perform pg_relation_size('ducto_private.plain_price'::regclass);
       v_quote := ducto_private.quote(v_hold.pricing_version,
         case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
         case when p_model is null then p_job else '' end,
@@ -264,7 +265,7 @@ begin
   if v_due then
     v_account := ducto_private.write_expiry(v_account, v_now);
   end if;
-  v_id := ducto_private.new_id(v_now);
+  v_id := ducto_private.new_id();
   if v_account.lots > 0 and v_debit > 0 then
     v_account := ducto_private.burn(v_account, v_now, v_id, v_debit, v_held, v_hold.created_at);
   end if;
@@ -330,7 +331,6 @@ declare
 begin
   -- The plain charge: no hold, an account that uses nothing but its balance, and enough of that. Price, lock and decide,
   -- write, by the rules of charge(); whatever is not plain, or not a success, or tells an event, is left to charge().
-  -- To ask for the size of a relation is to hear of what others have committed, a new dispatcher among it.
   if p_reservation_id is null and p_metadata is null and p_final is not false
     and (p_idempotency_key is null
       or p_idempotency_key collate "C" >= '!' and p_idempotency_key collate "C" < '~' and octet_length(p_idempotency_key) < 256)
@@ -344,20 +344,20 @@ begin
         carry = trim_scale(mod(a.carry + v_price.credits, 1)),
         seq = a.seq + 1,
         revision = a.revision + 1,
-        changed_at = greatest(ducto_private.clock(), a.changed_at)
+        changed_at = greatest(clock_timestamp(), a.changed_at)
       where a.account_id = p_user_id and a.plain and a.balance - v_price.credits >= v_price.least_left
       returning a.balance, a.carry, a.seq, a.revision, a.changed_at
       into v_balance, v_carry, v_seq, v_revision, v_now;
       if found then
         v_charged := ceil(v_price.credits - v_carry);
-        v_id := ducto_private.new_id(v_now);
         -- The price may be from before a long wait for the account: then charge() reads it again.
         if clock_timestamp() < v_start + interval '1 second' then
-          insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
+          insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision,
             created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-          values (v_id, v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
+          values (v_seq, -v_charged, v_balance, 0, v_revision, v_now, v_price.version, p_user_id, 'usage',
             v_carry, v_price.cost, p_metrics, p_metrics ->> 'model', v_price.resolved_model, p_idempotency_key)
-          on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing;
+          on conflict (account_id, idempotency_key) where idempotency_key is not null do nothing
+          returning transaction_id into v_id;
           if found then
             return row(v_id, p_user_id, -v_charged, v_balance, false, null, v_price.cost, 0, 0, '{}'::text[],
               v_revision)::ducto.deduction_result;
@@ -634,7 +634,7 @@ begin
     v_restored := least(v_to_allowance, v_account.allowance_used);
     v_account.allowance_used := v_account.allowance_used - v_restored;
   end if;
-  v_id := ducto_private.new_id(v_now);
+  v_id := ducto_private.new_id();
 
   -- Of the balance's part, what came from no lot first; a debt takes its share before lots get any back.
   v_from_lots := (

@@ -102,9 +102,18 @@ begin
     from accounts as a
     where a.open_holds > 0 and (a.holds_due_at is null or a.holds_due_at > a.due_at)
     union all
-    select t.account_id, 'every row belongs to an account', 'an account', 'none', format('%s rows', t.rows)
-    from totals as t
-    where not exists (select from ducto_private.accounts as a where a.account_id = t.account_id)
+    select x.account_id, 'every row belongs to an account', 'an account', 'none', format('%s rows of %s', x.rows, x.name)
+    from (
+      select t.account_id, 'transactions' as name, t.rows from totals as t
+      union all select r.account_id, 'reservations', count(*) from ducto_private.reservations as r group by r.account_id
+      union all select l.account_id, 'credit_lots', count(*) from lots as l group by l.account_id
+      union all select c.account_id, 'spend_caps', count(*) from ducto_private.spend_caps as c group by c.account_id
+      union all select m.account_id, 'team_members', count(*) from ducto_private.team_members as m group by m.account_id
+      union all select t.account_id, 'teams', 1 from ducto_private.teams as t
+      union all select e.account_id, 'events', count(*) from ducto_private.events as e group by e.account_id
+    ) as x
+    where (p_account_id is null or x.account_id = p_account_id)
+      and not exists (select from ducto_private.accounts as a where a.account_id = x.account_id)
     union all
     select t.account_id, 'every row but a charge''s has details', 'details', 'none', t.transaction_id::text
     from rows as t
@@ -238,7 +247,7 @@ begin
     union all
     select x.account_id, 'lot entries stay within their row', t.amount::text, x.amount::text, x.transaction_id::text
     from (
-      select e.account_id, e.transaction_id, sum(e.amount) as amount
+      select e.account_id, e.transaction_id, sum(e.amount + e.elsewhere) as amount
       from ducto_private.lot_entries as e
       where p_account_id is null or e.account_id = p_account_id
       group by e.account_id, e.transaction_id

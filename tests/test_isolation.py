@@ -559,3 +559,31 @@ class TestTheCallersTransaction:
             inside = manager.get_balance("carol")
         assert other.get_balance("carol") == inside
         assert other.verify_ledger() == []
+
+
+PRICED: dict[str, Step] = {
+    "plain": lambda m, at: m.deduct(at["user"], USAGE),
+    "keyed": lambda m, at: m.deduct(at["user"], USAGE, "ключ"),
+    "with metadata": lambda m, at: m.deduct(at["user"], USAGE, metadata={"a": 1}),
+    "in a batch": lambda m, at: m.deduct_batch([{"user_id": at["user"], "metrics": USAGE}])[0],
+    "held": lambda m, at: m.reserve(at["user"], USAGE),
+    "asked": lambda m, at: m.calculate_cost(USAGE, at["user"]),
+}
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_a_transaction_that_has_priced_hears_of_newer_prices(other: CreditManager, connect: Connect, name: str) -> None:
+    """At READ COMMITTED a call prices by what is active when it is made."""
+    step, at = PRICED[name], {"user": "alice"}
+    other.add_credits("alice", 1000)
+    session = connect(autocommit=False)
+    manager = CreditManager(session)
+    totals = []
+    for config in (DEARER, CONFIG, DEARER):
+        for call in (step, PRICED["asked"]):
+            answer = call(manager, at)
+            totals.append(getattr(answer, "total", getattr(answer, "cost", getattr(answer, "amount", None))))
+        other.publish_pricing(config, f"{config is DEARER} {len(totals)}")
+    session.rollback()
+    expected = [30, 30, 180, 180, 30, 30] if name != "keyed" else [30, 30, 30, 180, 30, 30]
+    assert totals == expected

@@ -1725,6 +1725,30 @@ def test_verify_ledger_misses(module_ledger: Ledger, gone: str) -> None:
         assert {row["account_id"] for row in ledger.violations()} == {"u"}
 
 
+@pytest.mark.parametrize(
+    "table", ["transactions", "reservations", "credit_lots", "spend_caps", "teams", "team_members", "events"]
+)
+def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: str) -> None:
+    with module_ledger.conn.transaction(force_rollback=True):
+        ledger = Ledger(module_ledger.conn, module_ledger.clock)
+        for step in (
+            prices(),
+            ask.create_team("Crew", 50, team_id="u"),
+            ask.add_credits("u", 50, expires_at="2999-01-01"),
+            ask.add_team_member("u", "ann"),
+            ask.set_spend_cap("u", 100),
+            ask.reserve_team_credits("u", "ann", 5),
+        ):
+            step(ledger)
+        assert ledger.violations() == []
+        ledger.sql("set local session_replication_role = replica")
+        ledger.sql(f"update ducto_private.{table} set account_id = 'ghost'")
+        for found in (ledger.violations(), ledger.run(ask.verify_ledger("ghost"))):
+            (orphans,) = [row for row in found if row["invariant"] == "every row belongs to an account"]
+            assert orphans["account_id"] == "ghost"
+            assert orphans["detail"].endswith(f"rows of {table}")
+
+
 # The largest numbers
 
 
