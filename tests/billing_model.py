@@ -83,6 +83,10 @@ class Lot:
     expires_at: datetime
     expired: int = 0
 
+    def gone(self, now: datetime) -> int:
+        """What cannot be taken back: what has expired, or is due, kept for a hold or not."""
+        return self.expired + (self.remainder if self.expires_at <= now else 0)
+
 
 @dataclass(eq=False)
 class Row:
@@ -264,6 +268,11 @@ class Billing:
         start = local.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)
         return start, (start + timedelta(days=32)).replace(day=1)
 
+    def tomorrow(self, at: datetime) -> datetime:
+        """The end of the local day of that time."""
+        local = at.astimezone(self.zone)
+        return local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0) + timedelta(1)
+
     def terms(self, version: int, plan: str | None) -> Plan:
         """A plan's terms: of the last version up to this one that has it, else of the first after it."""
         having = [number for number, prices in enumerate(self.versions) if plan in prices.plans]
@@ -411,27 +420,37 @@ class Billing:
 
     # Admission, caps, burning
 
+    def _demand(self, account: Account, amount: int, matched: int) -> int:
+        """What would be debited of the holds that a cap matches and of the amount."""
+        now = self.now(account)
+        return min(matched + amount, max(0, account.held(now) + amount - self.allowance_left(account, now)))
+
+    def _exceeds(self, account: Account, amount: int, matched: int, spent: int, limit: int) -> bool:
+        demand = self._demand(account, amount, matched)
+        return demand > self._demand(account, 0, matched) and spent + demand > limit
+
+    def _exceeded(self, account: Account, amount: int, names: Names) -> list[tuple[int, str, str, Cap, int]]:
+        """The caps that an amount would exceed: room, kind, model, cap and what is spent."""
+        found, now = [], self.now(account)
+        for (kind, model), cap in account.caps.items():
+            matched = sum(hold.amount for hold in account.open_holds(now) if matches(model, hold.names))
+            spent = self.spent_of_cap(account, kind, model, now)
+            if matches(model, names) and self._exceeds(account, amount, matched, spent, cap.limit):
+                room = cap.limit - spent - self._demand(account, amount, matched)
+                found.append((room, kind, model or "", cap, spent))
+        return found
+
     def _admit(self, account: Account, amount: int, names: Names, member: str | None, least: int | None) -> list[Cap]:
         """Refuse what no cap or funds admit; the caps that warn."""
         now = self.now(account)
         held, left = account.held(now), self.allowance_left(account, now)
-
-        def exceeds(limit: int, spent: int, matched: int) -> bool:
-            with_it = min(matched + amount, max(0, held + amount - left))
-            return with_it > min(matched, max(0, held - left)) and spent + with_it > limit
-
-        warning = []
-        for (kind, model), cap in account.caps.items():
-            if not matches(model, names):
-                continue
-            matched = sum(hold.amount for hold in account.open_holds(now) if matches(model, hold.names))
-            if exceeds(cap.limit, self.spent_of_cap(account, kind, model, now), matched):
-                if cap.action == "deny":
-                    raise self._refused(account, "spend_cap_exceeded")
-                warning.append(cap)
+        warning = [cap for *_, cap, _ in self._exceeded(account, amount, names)]
+        if any(cap.action == "deny" for cap in warning):
+            raise self._refused(account, "spend_cap_exceeded")
         if member is not None and (limit := account.members[member].spend_cap) is not None:
             matched = sum(hold.amount for hold in account.open_holds(now) if hold.actor_id == member)
-            if exceeds(limit, self.spent_of_member(account, member, account.members[member].period, now), matched):
+            spent = self.spent_of_member(account, member, account.members[member].period, now)
+            if self._exceeds(account, amount, matched, spent, limit):
                 raise self._refused(account, "member_cap_exceeded")
         floor = (self._min_balance(account) if least is None else least) - account.credit_limit
         needed = max(0, held + amount - left)
@@ -470,7 +489,7 @@ class Billing:
                 taken.append((lot, part))
             return part
 
-        if own is not None:
+        if own is not None and own.expires_at > now:
             take(own, left)
         if hold is not None and is_open(hold, now):
             mine = hold.amount
@@ -535,9 +554,7 @@ class Billing:
             if grant is None or grant.type not in GRANTS:
                 raise self._refused(account, "transaction_not_found")
             own = next((lot for lot in account.lots if lot.transaction_id == transaction_id), None)
-            due = {lot: lot.remainder - keeps for lot, keeps in account.due_lots(self.now(account))}
-            expired = own.expired + due.get(own, 0) if own else 0
-            if grant.removed + amount > grant.amount - expired:
+            if grant.removed + amount > grant.amount - (own.gone(self.now(account)) if own else 0):
                 raise self._refused(account, "exceeds_grant")
         now = self._begin(account)
         self._burn(account, amount, now, own=own)
@@ -938,37 +955,40 @@ class Billing:
         self._begin(account)
         cap = account.caps.setdefault((cap_type, model), Cap(limit, action))
         cap.limit, cap.action = limit, action
-        return self._cap(user_id, cap_type, model, cap)
+        return self._cap(account, cap_type, model, cap)
 
-    def _cap(self, user_id: str, cap_type: str, model: str | None, cap: Cap) -> Answer:
-        return {"user_id": user_id, "cap_type": cap_type, "model": model, "limit": cap.limit, "action": cap.action}
+    def _cap(self, account: Account, cap_type: str, model: str | None, cap: Cap) -> Answer:
+        now = self.now(account)
+        return {
+            "user_id": account.account_id,
+            "cap_type": cap_type,
+            "model": model,
+            "limit": cap.limit,
+            "action": cap.action,
+            "spent": self.spent_of_cap(account, cap_type, model, now),
+            "resets_at": self.month(now)[1] if cap_type == "monthly" else self.tomorrow(now),
+        }
+
+    def list_spend_caps(self, user_id: str) -> list[Answer]:
+        account = self.accounts[user_id]
+        return [self._cap(account, kind, model, cap) for (kind, model), cap in account.caps.items()]
 
     def remove_spend_cap(self, user_id: str, cap_type: str, model: str | None = None) -> Answer:
         account = self.accounts.get(user_id)
         if account is None or (cap_type, model) not in account.caps:
             raise Refused("cap_not_found")
         self._begin(account)
-        return self._cap(user_id, cap_type, model, account.caps.pop((cap_type, model)))
+        return self._cap(account, cap_type, model, account.caps.pop((cap_type, model)))
 
     def check_spend_cap(self, user_id: str, model: str | None = None, amount: int = 0) -> Answer:
-        """The caps that the amount would exceed, deny first, least room first."""
+        """Of the caps that the amount would exceed, the one that denies with least room, or the first that warns."""
         account = self._open(user_id)
-        now = self.now(account)
-        held, left = account.held(now), self.allowance_left(account, now)
-        names = self.names(model, self.active, account.plan)
-        found = []
-        for (kind, of), cap in account.caps.items():
-            if matches(of, names):
-                matched = sum(hold.amount for hold in account.open_holds(now) if matches(of, hold.names))
-                spent = self.spent_of_cap(account, kind, of, now)
-                with_it = min(matched + amount, max(0, held + amount - left))
-                if with_it > min(matched, max(0, held - left)) and spent + with_it > cap.limit:
-                    room = cap.limit - spent - with_it if cap.action == "deny" else 0
-                    found.append(((cap.action != "deny", room, kind, of or ""), of, cap, spent))
-        if not found:
+        exceeded = self._exceeded(account, amount, self.names(model, self.active, account.plan))
+        if not exceeded:
             return {"capped": False, "current_spend": 0, "cap_limit": 0, "action": None, "model": None}
-        _, of, cap, spent = min(found, key=lambda item: item[0])
-        told = {"current_spend": spent, "cap_limit": cap.limit, "action": cap.action, "model": of}
+        deny = [found for found in exceeded if found[3].action == "deny"]
+        _, _, of, cap, spent = min(deny or exceeded, key=lambda found: found[not deny : 3])
+        told = {"current_spend": spent, "cap_limit": cap.limit, "action": cap.action, "model": of or None}
         return told | {"capped": cap.action == "deny"}
 
     # Teams
@@ -1027,6 +1047,7 @@ class Billing:
                 "spend_cap": member.spend_cap,
                 "spend_cap_period": member.period,
                 "total_spent": self.spent_of_member(account, user, "lifetime", self.now(account)),
+                "spent": self.spent_of_member(account, user, member.period, self.now(account)),
             }
             for user, member in sorted(account.members.items())
             if member.present

@@ -8,10 +8,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from billing_model import Account, Answer, Billing, Plan, Prices, Refused, shown
+from billing_model import Account, Answer, Billing, Hold, Plan, Prices, Refused, is_open, matches, shown
 from conftest import Clock, _database
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 from ledger_helpers import Call, Ledger
 
 from ducto_pg import CreditManager
@@ -57,17 +55,20 @@ STATE = """
 select a.account_id, a.seq, b.revision, jsonb_build_array(b.balance, b.lifetime_purchased, b.reserved, b.available,
   b.credit_limit, p.plan_id, p.allowance_remaining),
   array[p.period_start, p.period_end],
+  jsonb_build_array(k.capped, k.current_spend, k.cap_limit, k.action, k.model),
   array(select row(l.expires_at at time zone 'UTC', l.remainder)::text from ducto_read.lots as l
     where l.account_id = a.account_id and l.remainder > 0 order by l.expires_at, l.remainder),
   array(select jsonb_build_array(r.reservation_id, r.actor_id, r.status, r.amount, r.charged)
     from ducto.list_reservations(a.account_id, false, 1000) as r order by r.reservation_id),
-  array(select jsonb_build_array(c.cap_type, c.model, c.limit, c.action)
+  array(select jsonb_build_array(c.cap_type, c.model, c.limit, c.action, c.spent,
+      c.resets_at at time zone 'UTC')
     from ducto.list_spend_caps(a.account_id) as c order by 1),
-  array(select jsonb_build_array(m.user_id, m.role, m.spend_cap, m.spend_cap_period, m.total_spent)
+  array(select jsonb_build_array(m.user_id, m.role, m.spend_cap, m.spend_cap_period, m.total_spent, m.spent)
     from ducto.get_team_members(a.account_id) as m order by 1)
 from ducto_private.accounts as a
 cross join lateral ducto.get_balance(a.account_id) as b
 cross join lateral ducto.check_allowance(a.account_id) as p
+cross join lateral ducto.check_spend_cap(a.account_id, 'gpt-4', 9) as k
 """
 ROW = [
     "transaction_id", "type", "amount", "balance_after", "allowance_used", "allowance_lapsed", "cost", "carry_after",
@@ -175,16 +176,19 @@ class Pair:
         assert self.ledger.violations() == []
 
     def told(self, name: str, account: Account) -> list[list[Any]]:
-        """What the model says of an account: numbers, times, lots, holds, caps, members."""
+        """What the model says of an account: numbers, times, what 9 credits exceed, lots, holds, caps, members."""
         now, balance, plan = self.model.now(account), self.model.get_balance(name), self.model.check_allowance(name)
+        exceeded = self.model.check_spend_cap(name, "gpt-4", 9)
         numbers = [balance[key] for key in ("balance", "lifetime_purchased", "reserved", "available", "credit_limit")]
         holds = [[hold.reservation_id, hold.actor_id, *shown(hold, now), hold.charged] for hold in account.holds]
-        caps = [[kind, model, cap.limit, cap.action] for (kind, model), cap in account.caps.items()]
+        caps = [list(cap.values())[1:] for cap in self.model.list_spend_caps(name)]
+        caps = [[*cap, f"{resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"] for *cap, resets_at in caps]
         lots = [(lot.expires_at.astimezone(UTC), lot.remainder) for lot in account.lots if lot.remainder]
         members = [list(member.values()) for member in self.model.get_team_members(name)]
         return [
             [*numbers, plan["plan_id"], plan["allowance_remaining"]],
             [plan["period_start"], plan["period_end"]],
+            [exceeded[key] for key in ("capped", "current_spend", "cap_limit", "action", "model")],
             [f'("{time:%Y-%m-%d %H:%M:%S}{fraction(time)}",{credits})' for time, credits in sorted(lots)],
             sorted(self.real(holds)),
             sorted(caps, key=lambda cap: (cap[0], cap[1] or "")),
@@ -208,17 +212,17 @@ class Pair:
         return (account_id, found) == (self.real(name), kind) and self.real(payload).items() <= told.items()
 
 
-# Instead of an amount, one more or less: what is just admitted, or of a settlement just covered; what a cap has left.
+# Instead of an amount, one more or less: what is just admitted, or of a settlement just covered; what a cap lets pass.
 AVAILABLE, ROOM = 1000, 2000
 EDGES = [AVAILABLE - 1, AVAILABLE, AVAILABLE + 1, ROOM - 1, ROOM, ROOM + 1]
 
-AMOUNTS = [*range(13), *range(13, 41, 3), *EDGES * 2]
-SOME = [*range(1, 13), *range(13, 61, 6)]
+AMOUNTS = [*range(13), *range(13, 41, 6), *EDGES * 2]
+SOME = [*range(1, 13), *range(13, 61, 12)]
 LIMITS = [*range(13), *range(13, 41, 3)]
 USERS = ["ann"] * 5 + ["bob"] * 3 + ["crew"]
 ACCOUNTS = ["ann"] * 3 + ["bob"] + ["crew"] * 2
 MEMBERS = ["ann"] * 5 + ["cat"] * 3 + ["bob"]
-KEYS = [None] * 8 + ["k", "l"]
+KEYS = [None] * 17 + ["k", "l", "m"]
 PLACES = [0, 0, 0, 1, 1, 2, 3, 4, 5]
 NAMES = [None, None, "any", "gpt", "gpt-4", "scanner"]
 POINTS = [Decimal(points) for points in ("0", "0.1", "0.5", "1", "2.25", "3", "7.5", "12", "30")]
@@ -226,7 +230,7 @@ USAGES: list[dict[str, Any]] = [
     {"model": model, "points": points} for model in ("any", "gpt", "gpt-4") for points in POINTS
 ]
 USAGES += [{"model": "gpx", "points": Decimal(1)}]
-TTLS = [1, 60, 600, 7200, 86400, 2592000]
+TTLS = [1, 60, 600, 7200, 86400, 2592000, 2592000]
 LIVES = [None, 60, 600, 600, 7200, 86400, 3456000]
 FLOORS = [None, None, None, 0, 9]
 JOBS = ["report", "report", "gift"]
@@ -248,20 +252,42 @@ def step(weight: int, **arguments: Sequence[Any]) -> Callable[[Do], Do]:
     return register
 
 
-# A seed takes all steps, or of these only.
-CREDITS = {"later", "at_an_edge", "add", "remove_grant", "hold_amount", "extend", "release", "settle_amount", "sweep"}
-CREDITS |= {"charge_amount", "refund", "again", "activate"}
-CAPS = {"later", "at_an_edge", "cap", "check_cap", "hold", "hold_amount", "extend", "charge", "charge_amount", "settle"}
-CAPS |= {"settle_amount", "refund", "batch", "plan", "add"}
-TEAMS = {"later", "at_an_edge", "team_hold", "team_hold_amount", "team_charge", "team_charge_amount", "settle_amount"}
-TEAMS |= {"refund", "member", "member_leaves", "extend", "cap", "again", "add"}
-REFUNDS = {"add", "charge_amount", "hold_amount", "settle_amount", "refund", "at_an_edge", "remove_grant"}
-THEMES = [None, None, None, CREDITS, REFUNDS, CAPS, TEAMS]
+# How often a theme takes which steps; `all` takes each as often as it says itself.
+THEMES: dict[str, dict[str, int]] = {
+    "all": {},
+    "lots": {
+        "add": 6, "fall_due": 4, "burn_and_remove": 1, "charge_amount": 3, "hold_amount": 4, "settle_amount": 5,
+        "extend": 1, "release": 1, "refund": 5, "remove": 2, "remove_grant": 3, "sweep": 2, "limit": 1, "at_an_edge": 4,
+    },
+    "refunds": {
+        "add": 3, "charge_amount": 4, "burn_and_remove": 4, "batch": 1, "refund": 10, "refund_other": 1, "remove": 1,
+        "remove_grant": 1, "again": 1, "plan": 1, "at_an_edge": 2,
+    },
+    "holds": {
+        "add": 2, "charge": 1, "hold": 4, "hold_amount": 4, "settle": 5, "settle_amount": 5, "extend": 5, "release": 2,
+        "again": 3, "plan": 2, "limit": 1, "activate": 2, "later": 1, "at_an_edge": 3, "clock_set_back": 1,
+    },
+    "caps": {
+        "add": 2, "cap": 5, "remove_cap": 1, "check_cap": 5, "charge": 2, "charge_amount": 5, "batch": 1, "hold": 2,
+        "hold_amount": 3, "settle": 1, "settle_amount": 4, "extend": 2, "refund": 3, "remove": 1, "plan": 2,
+        "later": 1, "at_an_edge": 2,
+    },
+    "teams": {
+        "add": 1, "member": 5, "member_leaves": 2, "team_hold": 1, "team_hold_amount": 4, "team_charge": 1,
+        "team_charge_amount": 5, "settle_amount": 3, "extend": 2, "refund": 4, "plan": 1, "cap": 1, "batch": 1,
+        "again": 1, "later": 1, "at_an_edge": 2,
+    },
+}  # fmt: skip
 
 
 def pick(items: Sequence[Any], place: int) -> Any:
     """One of the items, counted from the last."""
     return items[-1 - place % len(items)]
+
+
+def left_of(charge: Any) -> int:
+    """What has not been refunded of a charge."""
+    return int(charge.allowance_used - charge.amount - charge.refunded - charge.refunded_allowance)
 
 
 def rpc_of(element: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -278,21 +304,23 @@ def fraction(time: datetime) -> str:
 class Caller:
     """What may be asked, in any order; what there is nothing to ask about is passed over."""
 
-    def __init__(self, ledger: Ledger, seed: int) -> None:
-        self.number = seed
-        self.seed = Random(seed)
+    def __init__(self, ledger: Ledger, theme: str, seed: int) -> None:
+        self.number = f"{theme} {seed}"
+        self.theme = theme
+        self.seed = Random(self.number)
         self.pair = Pair(ledger, self.seed.choice(STARTS))
         self.model = self.pair.model
 
     def begin(self) -> None:
         choose = self.seed.choice
-        theme = choose(THEMES)
-        self.steps = [name for name in STEPS if theme is None or name in theme]
-        self.only = choose([None, None, "ann"])
+        weights = THEMES[self.theme]
+        self.steps = [name for name, weight in weights.items() for _ in range(weight)] or STEPS
+        self.only = {"all": choose([None, "ann"]), "teams": "crew"}.get(self.theme, "ann")
         self.pair.ask("activate_pricing", version=choose([1, 2, 3]))
-        if credits := choose([0, 20, 60]):
+        credits, pool = choose([0, 20, 60]), choose([0, 30, 60])
+        if credits := {"caps": 200}.get(self.theme, credits):
             self.pair.ask("add_credits", user_id="ann", amount=credits, type="purchase")
-        if pool := choose([0, 30, 60]):
+        if pool := {"all": pool, "teams": 200}.get(self.theme, 0):
             self.pair.ask("create_team", name="Crew", initial_balance=pool, team_id="crew")
             for user in ("ann", "cat"):
                 self.pair.ask("add_team_member", team_id="crew", user_id=user, spend_cap=choose([None, *LIMITS]))
@@ -304,14 +332,22 @@ class Caller:
         name = self.seed.choice(self.steps)
         arguments = {key: self.seed.choice(options) for key, options in ARGUMENTS[name].items()}
         if self.only:
-            arguments |= {key: self.only for key in ("user", "account") if key in arguments and "team" not in name}
+            who = ("account",) if "team" in name or "member" in name else ("account", "user")
+            arguments |= {key: self.only for key in who if key in arguments}
         getattr(self, name)(**arguments)
         self.pair.compare()
 
     # What there is
 
-    def holds(self) -> list[tuple[str, Any]]:
+    def holds(self) -> list[tuple[str, Hold]]:
         return [(name, hold) for name, account in self.model.accounts.items() for hold in account.holds]
+
+    def hold_of(self, place: int) -> tuple[str, Hold] | None:
+        """One of the holds, mostly of those that are open."""
+        holds = self.holds()
+        if self.seed.choice([True, True, True, False]):
+            holds = [(name, hold) for name, hold in holds if is_open(hold, self.now(name))] or holds
+        return pick(holds, place) if holds else None
 
     def caps(self) -> list[tuple[str, Any]]:
         return [(name, named) for name, account in self.model.accounts.items() for named in account.caps]
@@ -332,11 +368,17 @@ class Caller:
         if account is None or amount < EDGES[3]:
             amount -= 1000 * (amount >= EDGES[3])
             return max(0, int(self.model.get_balance(account_id)["available"]) + amount - AVAILABLE)
-        now = self.now(account_id)
-        rooms = [cap.limit - self.model.spent_of_cap(account, *named, now) for named, cap in account.caps.items()]
-        of = account.members.get(member or "")
-        if of and of.spend_cap is not None:
-            rooms.append(of.spend_cap - self.model.spent_of_member(account, str(member), of.period, now))
+        model, now = self.model, self.now(account_id)
+        left, held, holds = model.allowance_left(account, now), account.held(now), account.open_holds(now)
+        bounds = []
+        for (kind, of), cap in account.caps.items():
+            matched = sum(hold.amount for hold in holds if matches(of, hold.names))
+            bounds.append((cap.limit - model.spent_of_cap(account, kind, of, now), matched))
+        who = account.members.get(member or "")
+        if member and who and who.spend_cap is not None:
+            matched = sum(hold.amount for hold in holds if hold.actor_id == member)
+            bounds.append((who.spend_cap - model.spent_of_member(account, member, who.period, now), matched))
+        rooms = [rest - taken for rest, matched in bounds for taken in (-left, min(held - left, matched))]
         return max(0, self.seed.choice(rooms or [1]) + amount - ROOM)
 
     # Time
@@ -351,8 +393,7 @@ class Caller:
         now = self.model.clock
         edges = [hold.expires_at for _, hold in self.holds() if hold.status == "active"]
         edges += [lot.expires_at for account in self.model.accounts.values() for lot in account.lots if lot.remainder]
-        midnight = now.astimezone(self.model.zone).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(1)
-        edges += [self.model.month(now)[1].astimezone(UTC), midnight.astimezone(UTC)]
+        edges += [self.model.month(now)[1].astimezone(UTC), self.model.tomorrow(now).astimezone(UTC)]
         coming = sorted(edge for edge in edges if edge > now)
         self.pair.set_clock(coming[place % len(coming)] + timedelta(microseconds=micros))
 
@@ -387,10 +428,11 @@ class Caller:
             name, (kind, model) = pick(self.caps(), place)
             self.pair.ask("remove_spend_cap", user_id=name, cap_type=kind, model=model)
 
-    @step(2, place=PLACES, model=NAMES, amount=LIMITS)
+    @step(2, place=PLACES, model=NAMES, amount=[*LIMITS, *EDGES[3:] * 3])
     def check_cap(self, place: int, model: str | None, amount: int) -> None:
         if self.caps():
-            self.pair.ask("check_spend_cap", user_id=pick(self.caps(), place)[0], model=model, amount=amount)
+            name = pick(self.caps(), place)[0]
+            self.pair.ask("check_spend_cap", user_id=name, model=model, amount=self.amount(name, amount))
 
     @step(1, account=[*ACCOUNTS, "new"], kind=["daily", "monthly"])
     def remove_no_cap(self, account: str, kind: str) -> None:
@@ -427,20 +469,42 @@ class Caller:
             "add_credits", user_id=account, amount=amount, type=kind, expires_at=expires_at, idempotency_key=key
         )
 
+    @step(1, amount=SOME, held=SOME, place=PLACES, micros=[-1, 0, 0, 1])
+    def fall_due(self, amount: int, held: int, place: int, micros: int) -> None:
+        """Credits that a hold claims some of expire."""
+        self.add("ann", amount, "promotion", 60 + place, None)
+        self.pair.compare()
+        self.hold_amount("ann", held, None, None, TTLS[-1], None)
+        self.pair.compare()
+        self.pair.set_clock(self.model.clock + timedelta(seconds=60 + place, microseconds=micros))
+
     @step(2, account=ACCOUNTS, amount=SOME, key=KEYS)
     def remove(self, account: str, amount: int, key: str | None) -> None:
         self.pair.ask("remove_credits", user_id=account, amount=amount, idempotency_key=key)
 
-    @step(3, place=PLACES, amount=[*SOME, *[AVAILABLE] * 9], key=KEYS)
+    @step(3, place=PLACES, amount=[*SOME, *[AVAILABLE] * 12, AVAILABLE + 1], key=KEYS)
     def remove_grant(self, place: int, amount: int, key: str | None) -> None:
+        """Take back some of a grant, all that is left of it, or one credit more."""
         if rows := self.rows("purchase", "promotion", "adjustment", "signup_bonus", "refund"):
+            if self.seed.choice([True, True, False]):
+                burnt = {lot.transaction_id for _, charge in self.rows("usage") for lot, _ in charge.taken}
+                rows = [of for of in rows if of[1].transaction_id in burnt] or rows
             name, row = pick(rows, place)
-            due = self.model.accounts[name].due_lots(self.now(name))
-            if any(kept and lot.transaction_id == row.transaction_id for lot, kept in due):  # KNOWN
-                return
-            amount = max(1, row.amount - row.removed) if amount == AVAILABLE else amount
+            if amount >= AVAILABLE:
+                account = self.model.accounts[name]
+                gone = sum(lot.gone(self.now(name)) for lot in account.lots if lot.transaction_id == row.transaction_id)
+                amount = max(1, row.amount - row.removed - gone + amount - AVAILABLE)
             more = {"transaction_id": row.transaction_id, "idempotency_key": key}
             self.pair.ask("remove_credits", user_id=name, amount=amount, **more)
+
+    @step(1, amount=SOME, charged=SOME, place=PLACES, back=[*range(1, 9), AVAILABLE])
+    def burn_and_remove(self, amount: int, charged: int, place: int, back: int) -> None:
+        """Of a grant that a charge has burnt some of, some is taken back."""
+        self.add("ann", amount, "purchase", LIVES[1 + place], None)
+        self.pair.compare()
+        self.charge_amount("ann", charged, None, None)
+        self.pair.compare()
+        self.remove_grant(0, back, None)
 
     @step(1, account=ACCOUNTS, limit=[0, 0, 6, 20])
     def limit(self, account: str, limit: int) -> None:
@@ -448,7 +512,8 @@ class Caller:
 
     @step(1, dry_run=EITHER)
     def sweep(self, dry_run: bool) -> None:
-        if all(account.changed_at <= self.model.clock for account in self.model.accounts.values()):  # KNOWN
+        # The sweep looks for accounts by the wall clock, which may have been set back.
+        if all(account.changed_at <= self.model.clock for account in self.model.accounts.values()):
             self.pair.ask("sweep_expired_credits", dry_run=dry_run)
 
     # Holds
@@ -465,18 +530,18 @@ class Caller:
         more = {"model": model, "min_balance": least, "ttl_seconds": ttl, "idempotency_key": key}
         self.pair.ask("reserve_credits", user_id=user, amount=self.amount(user, amount), **more)
 
-    @step(3, place=PLACES, amount=AMOUNTS, ttl=[None, *TTLS], key=KEYS)
+    @step(3, place=PLACES, amount=[0] * 8 + AMOUNTS, ttl=[None, *TTLS], key=KEYS)
     def extend(self, place: int, amount: int, ttl: int | None, key: str | None) -> None:
-        if self.holds():
-            name, hold = pick(self.holds(), place)
+        if found := self.hold_of(place):
+            name, hold = found
             more = {"ttl_seconds": ttl, "idempotency_key": key}
             amount = self.amount(name, amount)
             self.pair.ask("extend_reservation", reservation_id=hold.reservation_id, add_amount=amount, **more)
 
     @step(2, place=PLACES)
     def release(self, place: int) -> None:
-        if self.holds():
-            self.pair.ask("release_reservation", reservation_id=pick(self.holds(), place)[1].reservation_id)
+        if found := self.hold_of(place):
+            self.pair.ask("release_reservation", reservation_id=found[1].reservation_id)
 
     # Charges
 
@@ -495,34 +560,46 @@ class Caller:
 
     @step(5, place=PLACES, usage=USAGES, final=EITHER, key=KEYS)
     def settle(self, place: int, usage: Answer, final: bool, key: str | None) -> None:
-        self.settle_by("", place, {"metrics": usage, "final": final, "idempotency_key": key})
+        if found := self.hold_of(place):
+            self.settle_by("", *found, {"metrics": usage, "final": final, "idempotency_key": key})
 
     @step(6, place=PLACES, amount=AMOUNTS, model=NAMES, final=EITHER, key=KEYS)
     def settle_amount(self, place: int, amount: int, model: str | None, final: bool, key: str | None) -> None:
-        if self.holds():
-            name, hold = pick(self.holds(), place)
+        if found := self.hold_of(place):
+            name, hold = found
             if EDGES[0] <= amount < EDGES[3]:
                 told = self.model.get_balance(name)
                 free = told["balance"] + self.model.check_allowance(name)["allowance_remaining"] - told["reserved"]
                 amount = max(0, hold.amount + self.seed.choice([0, free]) + amount - AVAILABLE)
             amount = self.amount(name, amount, hold.actor_id)
             asked = {"amount": amount, "model": model, "final": final, "idempotency_key": key}
-            self.settle_by("_credits", place, asked)
+            self.settle_by("_credits", name, hold, asked)
 
-    def settle_by(self, suffix: str, place: int, asked: dict[str, Any]) -> None:
-        if self.holds():
-            name, hold = pick(self.holds(), place)
-            asked |= self.owner(name, hold) | {"reservation_id": hold.reservation_id}
-            self.pair.ask(("deduct" if hold.actor_id is None else "deduct_team") + suffix, **asked)
+    def settle_by(self, suffix: str, name: str, hold: Hold, asked: dict[str, Any]) -> None:
+        asked |= self.owner(name, hold) | {"reservation_id": hold.reservation_id}
+        self.pair.ask(("deduct" if hold.actor_id is None else "deduct_team") + suffix, **asked)
 
-    def owner(self, name: str, hold: Any) -> dict[str, str]:
-        return {"user_id": name} if hold.actor_id is None else {"team_id": name, "user_id": hold.actor_id}
+    def owner(self, name: str, hold: Hold) -> dict[str, str]:
+        """Whose hold it is, or once in a while another member of the team."""
+        if hold.actor_id is None:
+            return {"user_id": name}
+        return {"team_id": name, "user_id": self.seed.choice([hold.actor_id] * 15 + MEMBERS[-1:])}
 
-    @step(6, place=PLACES, amount=[None, None, *range(1, 13)], key=KEYS)
+    @step(7, place=PLACES, amount=[None, *range(1, 9), AVAILABLE], key=KEYS)
     def refund(self, place: int, amount: int | None, key: str | None) -> None:
-        if rows := self.rows("usage"):
-            transaction_id = pick(rows, place)[1].transaction_id
+        """Give back of a charge all, some, or one credit more than is left of it."""
+        rows = [row for _, row in self.rows("usage")]
+        if rows := [row for row in rows if left_of(row)] or rows:
+            charge = pick(rows, place)
+            if amount is not None:
+                amount = left_of(charge) + 1 if amount == AVAILABLE else min(amount, left_of(charge) or 1)
+            transaction_id = charge.transaction_id
             self.pair.ask("refund_credits", transaction_id=transaction_id, amount=amount, idempotency_key=key)
+
+    @step(1, place=PLACES)
+    def refund_other(self, place: int) -> None:
+        if rows := self.rows("usage", "refund", "removal", "expiry", "purchase"):
+            self.pair.ask("refund_credits", transaction_id=pick(rows, place)[1].transaction_id)
 
     @step(3)
     def batch(self) -> None:
@@ -545,9 +622,8 @@ class Caller:
         what: dict[str, Any] = {"metrics": choose(USAGES)}
         if choose(EITHER):
             what = {"amount": choose([*LIMITS, -1]), "model": choose(NAMES)}
-        if self.holds() and choose(EITHER):
-            name, hold = pick(self.holds(), choose(PLACES))
-            who = self.owner(name, hold) | {"reservation_id": hold.reservation_id}
+        if (found := self.hold_of(choose(PLACES))) and choose(EITHER):
+            who = self.owner(*found) | {"reservation_id": found[1].reservation_id}
             what |= {"final": choose(EITHER)}
         elif "team_id" not in who and choose(USERS) == "crew":
             what = {"job": choose(JOBS)}
@@ -565,18 +641,13 @@ class Caller:
 
     @step(1, team=[None, "crew", "ann"], amount=[0, 10, 30], key=KEYS)
     def team(self, team: str | None, amount: int, key: str | None) -> None:
-        if team in self.model.accounts or not amount:  # KNOWN
-            key = None
+        if team in self.model.accounts or not amount:
+            key = None  # A team's key is known by its initial row.
         if len(self.model.accounts) < 5:
             more = {"team_id": team, "idempotency_key": key}
             self.pair.ask("create_team", name="Crew", initial_balance=amount, **more)
 
-    @step(
-        2,
-        user=[*MEMBERS, "crew"],
-        cap=[None, None, *LIMITS],
-        period=["lifetime", "daily", "monthly"],
-    )
+    @step(2, user=[*MEMBERS, "crew"], cap=[None, None, *LIMITS], period=["lifetime", "daily", "monthly"])
     def member(self, user: str, cap: int | None, period: str) -> None:
         self.pair.ask("add_team_member", team_id="crew", user_id=user, spend_cap=cap, spend_cap_period=period)
 
@@ -615,10 +686,10 @@ def ledger(server: Server, template_db: str) -> Iterator[Ledger]:
         yield Ledger(conn, Clock(conn))
 
 
-def play(ledger: Ledger, seed: int, steps: Sequence[int]) -> str | None:
+def play(ledger: Ledger, theme: str, seed: int, steps: Sequence[int]) -> str | None:
     """Take these of the seed's steps; what differed, and the story before it."""
     with ledger.conn.transaction(force_rollback=True):
-        caller = Caller(ledger, seed)
+        caller = Caller(Ledger(ledger.conn, ledger.clock), theme, seed)
         try:
             caller.begin()
             for number in steps:
@@ -628,30 +699,26 @@ def play(ledger: Ledger, seed: int, steps: Sequence[int]) -> str | None:
     return None
 
 
-def check(ledger: Ledger, seed: int, count: int) -> None:
+def check(ledger: Ledger, theme: str, seed: int, count: int) -> None:
     """Play a seed; if it fails, the fewest of its steps that do are told."""
     steps = list(range(count))
-    story = play(ledger, seed, steps)
+    story = play(ledger, theme, seed, steps)
     for size in (16, 4, 1, 1):
         for place in reversed(range(0, len(steps) * (story is not None), size)):
             fewer = steps[:place] + steps[place + size :]
-            if shorter := play(ledger, seed, fewer):
+            if shorter := play(ledger, theme, seed, fewer):
                 steps, story = fewer, shorter
-    assert story is None, f"seed {seed}, steps {steps}\n{story}"
+    assert story is None, f"{theme}, seed {seed}, steps {steps}\n{story}"
 
 
-SEEDS = st.integers(0, 10**9)
-QUICK = settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
-
-
-@QUICK
-@given(seed=SEEDS)
-def test_the_database_answers_as_the_model_does(ledger: Ledger, seed: int) -> None:
-    check(ledger, seed, 50)
+@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_database_answers_as_the_model_does(ledger: Ledger, theme: str, seed: int) -> None:
+    check(ledger, theme, seed, 50)
 
 
 @pytest.mark.slow
-@settings(QUICK, max_examples=120)
-@given(seed=SEEDS)
-def test_the_database_answers_as_the_model_does_for_long(ledger: Ledger, seed: int) -> None:
-    check(ledger, seed, 60)
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_database_answers_as_the_model_does_for_long(ledger: Ledger, theme: str) -> None:
+    for seed in range(100, 124):
+        check(ledger, theme, seed, 60)
