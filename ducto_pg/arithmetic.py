@@ -5,7 +5,7 @@ exact (products to 16,383 decimals), quotients have PostgreSQL's scale, rounding
 negative zero.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
 from typing import assert_never
 
@@ -174,8 +174,7 @@ def value_of(node: Value, variables: Mapping[str, Decimal], model: str) -> Decim
         case Negative():
             return negate(value_of(node.operand, variables, model))
         case Call():
-            values = [value_of(argument, variables, model) for argument in node.arguments]
-            return _call(node, values)
+            return _CALLS[node.function]([value_of(argument, variables, model) for argument in node.arguments])
         case Round():
             return round_half_up(value_of(node.operand, variables, model), node.digits)
         case Percentile():
@@ -205,6 +204,13 @@ def holds(node: Condition, variables: Mapping[str, Decimal], model: str) -> bool
 
 
 _OPERATORS = {"+": add, "-": subtract, "*": multiply, "/": divide, "//": floor_divide, "%": modulo}
+_CALLS: Mapping[str, Callable[[Sequence[Decimal]], Decimal]] = {
+    "min": min,
+    "max": max,
+    "abs": lambda values: values[0].copy_abs(),
+    "floor": lambda values: floor(values[0]),
+    "ceil": lambda values: ceil(values[0]),
+}
 _COMPARISONS = {
     "<": Decimal.__lt__,
     "<=": Decimal.__le__,
@@ -213,21 +219,6 @@ _COMPARISONS = {
     "=": Decimal.__eq__,
     "<>": Decimal.__ne__,
 }
-
-
-def _call(node: Call, values: Sequence[Decimal]) -> Decimal:
-    match node.function:
-        case "min":
-            return min(values)
-        case "max":
-            return max(values)
-        case "abs":
-            return values[0].copy_abs()
-        case "floor":
-            return floor(values[0])
-        case "ceil":
-            return ceil(values[0])
-    assert_never(node.function)
 
 
 def _check_divisor(value: Decimal) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ducto_pg.errors import ConfigError, ExpressionError
 from ducto_pg.formula import Formula
-from ducto_pg.language import is_metric_name, nearest, parse
+from ducto_pg.language import MAX_DIGITS, is_metric_name, nearest, parse
 from ducto_pg.models import PlanDefinition, PricingConfigData
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 MAX_KEY = 255
 MAX_DEPTH = 50
 MAX_VALUES = 200_000
-MAX_DIGITS = 30
+DEFAULT = "_default"
 NO_MODEL = ("", "none")
+SEPARATORS = "-@:/_"
+TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 SECTION_KEYS = {"search": "costs", "cache": "discount"}
 
 _YAML_NUMBER = re.compile(r"[-+]?(\d+|(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?)", re.ASCII)

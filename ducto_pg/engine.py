@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import ValidationError
 
 from ducto_pg.arithmetic import add, evaluate
-from ducto_pg.config import NO_MODEL, check, load
+from ducto_pg.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, load
 from ducto_pg.errors import (
     InvalidArgumentError,
     OutOfRangeError,
@@ -20,10 +20,7 @@ from ducto_pg.formula import Formula
 from ducto_pg.language import KNOWN_VARIABLES, nearest
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 
-DEFAULT = "_default"
 COUNTS = tuple(name for name in KNOWN_VARIABLES if name != "tool_calls")
-SEPARATORS = "-@:/_"
-TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 ZERO = Decimal(0)
 
 

@@ -5,6 +5,7 @@ one into the other. Both back ends (`arithmetic`, `plpgsql`) cover exactly these
 immutable and may be shared.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -21,6 +22,15 @@ class Node:
         fields = (vars(self)[name] for name in self.__dataclass_fields__)
         flat = (item for field in fields for item in (field if isinstance(field, tuple) else (field,)))
         return tuple(item for item in flat if isinstance(item, Node))
+
+    def leaves(self) -> Iterator["Node"]:
+        """The nodes without children, shared ones each time."""
+        waiting: list[Node] = [self]
+        while waiting:
+            node = waiting.pop()
+            waiting.extend(node.children)
+            if not node.children:
+                yield node
 
     @cached_property
     def size(self) -> int:

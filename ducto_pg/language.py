@@ -87,7 +87,7 @@ def parse(text: str, metrics: Collection[str] = ()) -> Formula:
         raise ExpressionError("nested too deeply") from None
     if not reader.named:
         raise ExpressionError("a formula names at least one usage variable, such as input_tokens", position=0)
-    leaves = set(_leaves(tree))
+    leaves = set(tree.leaves())
     return Formula(
         text=text,
         tree=tree,
@@ -123,18 +123,9 @@ def _letters(name: str) -> set[str]:
     return {plain[start : start + size] for start in range(len(plain)) for size in (1, 2)}
 
 
-def _leaves(node: Node) -> Iterable[Node]:
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        waiting.extend(node.children)
-        if not node.children:
-            yield node
-
-
 def _constant(node: Value) -> Decimal | None:
     """The value of what names no variable; None for the rest, and for a division by zero."""
-    if any(isinstance(leaf, Variable | ModelIs | ModelHas) for leaf in _leaves(node)):
+    if any(isinstance(leaf, Variable | ModelIs | ModelHas) for leaf in node.leaves()):
         return None
     try:
         return value_of(node, {}, "")

@@ -19,15 +19,12 @@ from typing import Any
 
 from ducto_pg import exactjson
 from ducto_pg.arithmetic import evaluate, trim_scale
-from ducto_pg.config import Formulas, check
+from ducto_pg.config import DEFAULT, SEPARATORS, TOKENS, Formulas, check
 from ducto_pg.errors import FormulaError
-from ducto_pg.formula import Formula, Node, Variable
+from ducto_pg.formula import Formula, Variable
 from ducto_pg.models import MAX_BIGINT, PricingConfigData, UsageMetrics
 from ducto_pg.plpgsql import expression, json_path, text, variable
 
-DEFAULT = "_default"
-SEPARATORS = "-@:/_"
-TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 KEYS_PER_LEAF = 32
 INLINED_KEYS = 128
 KEY_ONLY = 1_000
@@ -64,22 +61,6 @@ _CALL_COUNT = (
 
 
 @dataclass(frozen=True)
-class Function:
-    """One compiled function; `name` holds the hash of the rest."""
-
-    name: str
-    arguments: str
-    returns: str
-    body: str
-
-    @property
-    def statement(self) -> str:
-        """The SQL that makes it, unless it is there already."""
-        parts = ", ".join(map(text, (self.name, self.arguments, self.returns, self.body)))
-        return f"select ducto_private.add_price_function({parts})"
-
-
-@dataclass(frozen=True)
 class Compiled:
     """A config, ready to be published.
 
@@ -98,7 +79,7 @@ def compile_prices(config: PricingConfigData) -> Compiled:
     compiler = _Compiler(config, check(config))
     price_function = compiler.price()
     return Compiled(
-        functions=tuple(function.statement for function in compiler.functions.values()),
+        functions=tuple(compiler.functions.values()),
         price_function=price_function,
         plans=tuple(
             {
@@ -177,15 +158,14 @@ class _Compiler:
     def __init__(self, config: PricingConfigData, formulas: Formulas) -> None:
         self.config = config
         self.formulas = formulas
-        self.functions: dict[str, Function] = {}
+        self.functions: dict[str, str] = {}
         self.overrides: dict[str, str] = {}
 
     def add(self, kind: str, arguments: str, returns: str, body: Iterable[str]) -> str:
-        """Keep a function, and answer its name."""
-        written = "\n".join(body)
-        digest = hashlib.sha256("\0".join((arguments, returns, written)).encode()).hexdigest()[:24]
-        name = f"{kind}_{digest}"
-        self.functions[name] = Function(name, arguments, returns, written)
+        """Keep a function under a name that holds the hash of the rest, and answer the name."""
+        parts = (arguments, returns, "\n".join(body))
+        name = f"{kind}_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        self.functions[name] = _statement(name, *parts)
         return name
 
     # Variables
@@ -336,7 +316,7 @@ class _Compiler:
         ]
         price = self.add("price", _PRICE, "quote", body)
         name = price.replace("price_", "plain_")
-        self.functions[name] = Function(name, _PLAIN, "plain_price", plain)
+        self.functions[name] = _statement(name, _PLAIN, "plain_price", plain)
         return price
 
     def plain(self) -> str:
@@ -663,16 +643,14 @@ class _Compiler:
         return [*reads, f"{target} := {f'greatest({least}, {credits})' if least else credits};"]
 
 
+def _statement(*function: str) -> str:
+    """The SQL that makes a function (name, arguments, answer, body), unless it is there already."""
+    return f"select ducto_private.add_price_function({', '.join(map(text, function))})"
+
+
 def _uses(formula: Formula) -> Counter[str]:
     """How often a formula names each usage field."""
-    uses: Counter[str] = Counter()
-    waiting: list[Node] = [formula.tree]
-    while waiting:
-        node = waiting.pop()
-        waiting.extend(node.children)
-        if isinstance(node, Variable):
-            uses[node.name] += 1
-    return uses
+    return Counter(leaf.name for leaf in formula.tree.leaves() if isinstance(leaf, Variable))
 
 
 def _chains(keys: Sequence[str], before: Sequence[str]) -> dict[str, list[str]]:

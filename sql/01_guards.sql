@@ -125,13 +125,25 @@ begin
 end
 $$;
 
-create or replace function ducto_private.check_limit(p_limit integer) returns void
+create or replace function ducto_private.check_choice(p_value text, p_choices text[], p_argument text) returns void
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_value is null or p_value <> all (p_choices) then
+    perform ducto_private.invalid(format('%s cannot be %s', p_argument, coalesce(left(p_value, 100), 'null')),
+      format('Use one of: %s.', array_to_string(p_choices, ', ')));
+  end if;
+end
+$$;
+
+create or replace function ducto_private.check_limit(p_limit integer, p_hint text default 'Read page by page with p_before.') returns void
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_limit not between 1 and 1000 then
-    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), 'Read page by page with p_before.');
+    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), p_hint);
   end if;
 end
 $$;

@@ -323,17 +323,39 @@ begin
 end
 $$;
 
--- Records what drop_expired() dropped.
+-- Records what drop_expired() dropped. The account's balance is already net of it, its seq and revision are not.
 create or replace function ducto_private.write_expiry(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_lots ducto_private.due_lot[];
+  v_lot ducto_private.due_lot;
+  v_id uuid;
 begin
   update ducto_private.reservations as r
   set status = 'expired', held = 0, ended_at = r.expires_at
   where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at <= p_now;
-  return ducto_private.write_lots_expiry(p_account, p_now);
+  v_lots := array(
+    select d
+    from ducto_private.due_lots(p_account.account_id, p_now) as d
+    where d.expired > 0
+    order by d.expires_at, d.seq);
+  p_account.balance := p_account.balance + (
+    select coalesce(sum(l.expired), 0)
+    from unnest(v_lots) as l);
+  foreach v_lot in array v_lots loop
+    v_id := ducto_private.post(p_account, p_now, 'expiry', -v_lot.expired, p_refers_to => v_lot.transaction_id,
+      p_expires_at => v_lot.expires_at);
+    p_account.balance := p_account.balance - v_lot.expired;
+    p_account.seq := p_account.seq + 1;
+    p_account.revision := p_account.revision + 1;
+    perform ducto_private.take_lots(p_account.account_id, v_id, v_lot.expired, '-infinity', p_now, v_lot.lot_id);
+    perform ducto_private.emit(p_account.account_id, 'lot_expired', jsonb_build_object('lot_id', v_lot.lot_id,
+      'transaction_id', v_lot.transaction_id, 'amount', v_lot.expired, 'expires_at', v_lot.expires_at), p_now);
+  end loop;
+  return p_account;
 end
 $$;
 

@@ -58,38 +58,6 @@ begin
 end
 $$;
 
--- Posts what of an account's lots has expired. Its balance is already net of it, its seq and revision are not.
-create or replace function ducto_private.write_lots_expiry(p_account ducto_private.accounts, p_now timestamptz)
-returns ducto_private.accounts
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_lots ducto_private.due_lot[] := array(
-    select d
-    from ducto_private.due_lots(p_account.account_id, p_now) as d
-    where d.expired > 0
-    order by d.expires_at, d.seq);
-  v_lot ducto_private.due_lot;
-  v_id uuid;
-begin
-  p_account.balance := p_account.balance + (
-    select coalesce(sum(l.expired), 0)
-    from unnest(v_lots) as l);
-  foreach v_lot in array v_lots loop
-    v_id := ducto_private.post(p_account, p_now, 'expiry', -v_lot.expired, p_refers_to => v_lot.transaction_id,
-      p_expires_at => v_lot.expires_at);
-    p_account.balance := p_account.balance - v_lot.expired;
-    p_account.seq := p_account.seq + 1;
-    p_account.revision := p_account.revision + 1;
-    perform ducto_private.take_lots(p_account.account_id, v_id, v_lot.expired, '-infinity', p_now, v_lot.lot_id);
-    perform ducto_private.emit(p_account.account_id, 'lot_expired', jsonb_build_object('lot_id', v_lot.lot_id,
-      'transaction_id', v_lot.transaction_id, 'amount', v_lot.expired, 'expires_at', v_lot.expires_at), p_now);
-  end loop;
-  return p_account;
-end
-$$;
-
 -- Takes up to p_amount from the lots that expire after p_after and not after p_until: p_first before all, then the one that
 -- expires soonest. Returns what it took.
 create or replace function ducto_private.take_lots(

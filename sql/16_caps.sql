@@ -221,33 +221,6 @@ begin
 end
 $$;
 
--- Takes a refund out of the windows of which its charge was.
-create or replace function ducto_private.uncount_caps(
-  p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_at timestamptz) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  update ducto_private.spend_caps as s
-  set spent = n.spent - p_amount, window_date = n.window_date
-  from ducto_private.caps_now(p_account_id, p_now, p_zone, p_models) as n
-  where s.account_id = p_account_id and s.model = n.model and s.cap_type = n.cap_type
-    and n.window_date = ducto_private.window_of(n.cap_type, p_at, p_zone);
-end
-$$;
-
-create or replace function ducto_private.check_cap(p_cap_type text) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if p_cap_type is null or p_cap_type not in ('daily', 'monthly') then
-    perform ducto_private.invalid(format('p_cap_type: there is no %s cap', coalesce(left(p_cap_type, 100), 'null')),
-      'Use daily or monthly.');
-  end if;
-end
-$$;
-
 -- A cap as caps_now() sees it.
 create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint, p_zone text)
 returns ducto.spend_cap
@@ -280,12 +253,10 @@ begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_limit, 0, 'p_limit');
   v_cap.cap_type := coalesce(p_cap_type, 'daily');
-  perform ducto_private.check_cap(v_cap.cap_type);
+  perform ducto_private.check_choice(v_cap.cap_type, '{daily,monthly}', 'p_cap_type');
   v_cap.action := coalesce(p_action, 'deny');
-  if v_cap.action not in ('deny', 'warn', 'notify') then
-    perform ducto_private.invalid(format('p_action: %s is nothing that a cap does', left(v_cap.action, 100)),
-      'Use deny, warn or notify.');
-  elsif p_model is not null then
+  perform ducto_private.check_choice(v_cap.action, '{deny,warn,notify}', 'p_action');
+  if p_model is not null then
     perform ducto_private.check_text(p_model, 'p_model');
   end if;
   v_terms := ducto_private.quote(null, null, null, null, false);
@@ -328,7 +299,7 @@ declare
   v_cap ducto_private.spend_caps;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  perform ducto_private.check_cap(p_cap_type);
+  perform ducto_private.check_choice(p_cap_type, '{daily,monthly}', 'p_cap_type');
   v_account := ducto_private.lock_account(p_user_id);
   v_now := greatest(ducto_private.clock(), v_account.changed_at);
   select c.*

@@ -51,10 +51,8 @@ begin
   perform ducto_private.check_key(p_idempotency_key);
   perform ducto_private.check_short(p_paid_currency, 'p_paid_currency');
   perform ducto_private.check_short(p_reference, 'p_reference');
-  if v_type not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment') then
-    perform ducto_private.invalid(format('p_type: %s is no kind of grant', left(v_type, 100)),
-      'Use purchase, subscription, signup_bonus, promotion or adjustment.');
-  elsif p_paid_amount < 0 or p_paid_amount = 'NaN' or p_paid_amount >= 1e30 then
+  perform ducto_private.check_choice(v_type, '{purchase,subscription,signup_bonus,promotion,adjustment}', 'p_type');
+  if p_paid_amount < 0 or p_paid_amount = 'NaN' or p_paid_amount >= 1e30 then
     perform ducto_private.invalid('p_paid_amount must be at least 0 and below 10^30',
       'Give the money paid for the credits; take credits back with remove_credits.');
   elsif p_expires_at in ('infinity', '-infinity') then

@@ -109,9 +109,7 @@ begin
   perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_ttl(p_ttl_seconds);
   perform ducto_private.check_key(p_key);
-  if p_min_balance < 0 then
-    perform ducto_private.check_amount(p_min_balance, 0, 'p_min_balance');
-  end if;
+  perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
   if p_key is not null then
     v_fingerprint := jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, p_operation_type, p_member), 0);
   end if;
@@ -436,13 +434,14 @@ language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return case when p_hold.status = 'active' and p_hold.expires_at <= p_now
-    then row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, 'expired', 0, p_hold.charged, p_hold.operation_type,
-      p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key, p_hold.metadata,
-      p_hold.created_at, p_hold.expires_at, p_hold.expires_at, null)::ducto.reservation
-    else row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, p_hold.status, p_hold.held, p_hold.charged,
-      p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
-      p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation end;
+  if p_hold.status = 'active' and p_hold.expires_at <= p_now then
+    p_hold.status := 'expired';
+    p_hold.held := 0;
+    p_hold.ended_at := p_hold.expires_at;
+  end if;
+  return row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, p_hold.status, p_hold.held, p_hold.charged,
+    p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
+    p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation;
 end
 $$;
 

@@ -580,9 +580,7 @@ declare
   v_given bigint;
   v_left numeric;
 begin
-  if p_amount is not null then
-    perform ducto_private.check_amount(p_amount, 1);
-  end if;
+  perform ducto_private.check_amount(coalesce(p_amount, 1), 1);
   perform ducto_private.check_short(p_reason, 'p_reason');
   perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_key(p_idempotency_key);
@@ -648,8 +646,12 @@ begin
   end if;
   if (v_account.caps > 0 or v_charge.actor_id is not null) and v_to_balance > 0 then
     v_zone := (ducto_private.quote(null, null, null, null, false)).timezone;
-    perform ducto_private.uncount_caps(v_account.account_id, v_now, v_zone,
-      array['', v_charge.model, v_charge.resolved_model], v_to_balance, v_charge.created_at);
+    -- Out of the windows of which the charge was.
+    update ducto_private.spend_caps as s
+    set spent = n.spent - v_to_balance, window_date = n.window_date
+    from ducto_private.caps_now(v_account.account_id, v_now, v_zone, array['', v_charge.model, v_charge.resolved_model]) as n
+    where s.account_id = v_account.account_id and s.model = n.model and s.cap_type = n.cap_type
+      and n.window_date = ducto_private.window_of(n.cap_type, v_charge.created_at, v_zone);
     if v_charge.actor_id is not null then
       perform ducto_private.count_member(ducto_private.find_member(v_account.account_id, v_charge.actor_id), v_now, v_zone,
         -v_to_balance, v_charge.created_at);

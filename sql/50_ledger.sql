@@ -86,11 +86,9 @@ declare
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_limit(coalesce(p_limit, 50));
-  if p_type not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment', 'usage', 'refund', 'expiry', 'removal')
-  then
-    perform ducto_private.invalid(format('p_type: %s is no kind of transaction', left(p_type, 100)),
-      'Use purchase, subscription, signup_bonus, promotion, adjustment, usage, refund, expiry or removal.');
-  elsif p_to < p_from then
+  perform ducto_private.check_choice(coalesce(p_type, 'usage'),
+    '{purchase,subscription,signup_bonus,promotion,adjustment,usage,refund,expiry,removal}', 'p_type');
+  if p_to < p_from then
     perform ducto_private.invalid('p_to lies before p_from', 'A window is [p_from, p_to).');
   end if;
   if p_from is not null then

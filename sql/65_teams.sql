@@ -106,12 +106,8 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_text(v_role, 'p_role');
-  if p_spend_cap < 0 then
-    perform ducto_private.check_amount(p_spend_cap, 0, 'p_spend_cap');
-  elsif v_period not in ('lifetime', 'daily', 'monthly') then
-    perform ducto_private.invalid(format('p_spend_cap_period: %s is no period of a cap', left(v_period, 100)),
-      'Use lifetime, daily or monthly.');
-  end if;
+  perform ducto_private.check_choice(v_period, '{lifetime,daily,monthly}', 'p_spend_cap_period');
+  perform ducto_private.check_amount(coalesce(p_spend_cap, 0), 0, 'p_spend_cap');
   v_account := ducto_private.lock_account(p_team_id);
   if v_account.kind is distinct from 'team' then
     return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;

@@ -217,9 +217,7 @@ as $$
 declare
   v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
 begin
-  if p_limit not between 1 and 1000 then
-    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), 'spend_by_user answers all.');
-  end if;
+  perform ducto_private.check_limit(p_limit, 'spend_by_user answers all.');
   return query
   select u.name, sum(u.spend)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint, sum(u.cost), null::text
   from ducto_private.usage_of('user', false, v_span) as u

@@ -9,9 +9,8 @@ as $$
 declare
   v_now timestamptz := ducto_private.clock();
 begin
-  if p_limit not between 1 and 1000 then
-    perform ducto_private.invalid(format('p_limit must be between 1 and 1000, not %s', p_limit), 'Fetch again for more.');
-  elsif p_lease_seconds not between 1 and 86400 then
+  perform ducto_private.check_limit(p_limit, 'Fetch again for more.');
+  if p_lease_seconds not between 1 and 86400 then
     perform ducto_private.invalid(format('p_lease_seconds must be between 1 and 86400, not %s', p_lease_seconds),
       'An event that is not acknowledged by then is delivered again.');
   end if;
@@ -70,7 +69,6 @@ set standard_conforming_strings = on
 as $$
 declare
   v_account_id text;
-  v_rows bigint;
   v_changed bigint;
   v_total bigint := 0;
 begin
@@ -84,33 +82,36 @@ begin
     order by 1
   loop
     perform ducto_private.lock_account(v_account_id);
-    v_changed := 0;
-    update ducto_private.transactions as t
-    set metadata = null
-    where t.account_id = v_account_id and p_user_id in (t.account_id, t.actor_id) and t.metadata is not null;
-    get diagnostics v_rows = row_count;
-    v_changed := v_changed + v_rows;
-    update ducto_private.transaction_details as d
-    set reason = null, reference = null
-    from ducto_private.transactions as t
-    where d.account_id = v_account_id and num_nonnulls(d.reason, d.reference) > 0
-      and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.actor_id);
-    get diagnostics v_rows = row_count;
-    v_changed := v_changed + v_rows;
-    update ducto_private.reservations as r
-    set metadata = null
-    where r.account_id = v_account_id and p_user_id in (r.account_id, r.actor_id) and r.metadata is not null;
-    get diagnostics v_rows = row_count;
-    v_changed := v_changed + v_rows;
     if v_account_id = p_user_id then
       -- In the order in which ack_events() locks them.
       perform from ducto_private.events as e where e.account_id = p_user_id order by e.event_id for update;
+    end if;
+    with rows as (
+      update ducto_private.transactions as t
+      set metadata = null
+      where t.account_id = v_account_id and p_user_id in (t.account_id, t.actor_id) and t.metadata is not null
+      returning 1
+    ), details as (
+      update ducto_private.transaction_details as d
+      set reason = null, reference = null
+      from ducto_private.transactions as t
+      where d.account_id = v_account_id and num_nonnulls(d.reason, d.reference) > 0
+        and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.actor_id)
+      returning 1
+    ), holds as (
+      update ducto_private.reservations as r
+      set metadata = null
+      where r.account_id = v_account_id and p_user_id in (r.account_id, r.actor_id) and r.metadata is not null
+      returning 1
+    ), events as (
       update ducto_private.events as e
       set payload = '{}'
-      where e.account_id = p_user_id and e.payload <> '{}';
-      get diagnostics v_rows = row_count;
-      v_changed := v_changed + v_rows;
-    end if;
+      where e.account_id = v_account_id and v_account_id = p_user_id and e.payload <> '{}'
+      returning 1
+    )
+    select count(*)
+    into v_changed
+    from (select from rows union all select from details union all select from holds union all select from events) as c;
     if v_changed > 0 then
       update ducto_private.accounts as a
       set revision = a.revision + 1, changed_at = greatest(ducto_private.clock(), a.changed_at)
