@@ -1,14 +1,4 @@
--- Clock, ids and the checks that stop bad input at the door.
-
--- The one source of time, but for the plain charge, which spares the call. Tests replace it; only the owner can.
-create or replace function ducto_private.clock() returns timestamptz
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return clock_timestamp();
-end
-$$;
+-- Ids and the checks that stop bad input at the door.
 
 -- Time-ordered ids (UUID version 7), so that index inserts stay at the right-hand edge: new_id(), and the default of the
 -- ledger's own, which spares a charge the call.
@@ -214,6 +204,28 @@ begin
   then
     perform ducto_private.invalid('p_metrics: fixed_job must be the name of a job', 'Leave it out where no job was done.',
       left((p_usage -> 'fixed_job')::text, 100));
+  end if;
+end
+$$;
+
+-- What a hold or a charge is told. The account's id is looked at where no account has it: those that exist are sound.
+create or replace function ducto_private.check_request(
+  p_usage jsonb, p_priced boolean, p_model text, p_key text, p_metadata jsonb) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_priced then
+    perform ducto_private.check_usage(p_usage);
+  end if;
+  if p_model is not null then
+    perform ducto_private.check_short(p_model, 'p_model');
+  end if;
+  if p_key is not null then
+    perform ducto_private.check_key(p_key);
+  end if;
+  if p_metadata is not null then
+    perform ducto_private.check_metadata(p_metadata);
   end if;
 end
 $$;

@@ -168,7 +168,7 @@ begin
   set active_version = p_version;
   if v_from is distinct from p_version then
     insert into ducto_private.activations (version, from_version, activated_at, activated_by, role_set)
-    values (p_version, v_from, ducto_private.clock(), session_user, current_setting('role'));
+    values (p_version, v_from, clock_timestamp(), session_user, current_setting('role'));
     perform ducto_private.write_dispatcher();
     for v_plan in
       select p.plan_id from ducto_private.plans as p where p.version = v_from
@@ -204,7 +204,7 @@ begin
     set last_version = s.last_version + 1
     returning s.last_version into v_version;
     insert into ducto_private.pricing_versions (version, label, config, price_function, created_at, created_by)
-    values (v_version, p_label, p_config, p_price_function, ducto_private.clock(), session_user);
+    values (v_version, p_label, p_config, p_price_function, clock_timestamp(), session_user);
     insert into ducto_private.plans (version, plan_id, name, free_allowance, features, override_function)
     select v_version, p.plan_id, p.name, p.free_allowance, coalesce(p.features, '{}'), p.override_function
     from jsonb_to_recordset(p_plans)
@@ -285,6 +285,7 @@ as $$
 declare
   v_plan text;
   v_seen boolean := true;
+  v_strict boolean;
   v_quote ducto_private.quote;
 begin
   perform ducto_private.check_usage(p_metrics);
@@ -296,9 +297,10 @@ begin
     where a.account_id = p_user_id;
     v_seen := found;
   end if;
-  perform pg_relation_size('ducto_private.plain_price'::regclass);
+  v_strict := current_setting('transaction_isolation') <> 'read committed'
+    or pg_relation_size('ducto_private.plain_price'::regclass) is null;
   v_quote := ducto_private.quote(p_version, p_metrics, null, v_plan, not v_seen);
-  if current_setting('transaction_isolation') <> 'read committed' then
+  if v_strict then
     perform ducto_private.check_snapshot(v_quote.version);
   end if;
   return row(v_quote.model_credits, v_quote.tool_credits, v_quote.search_credits, v_quote.cache_savings, v_quote.fixed_credits,

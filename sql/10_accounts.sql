@@ -150,7 +150,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now timestamptz := ducto_private.clock();
+  v_now timestamptz := clock_timestamp();
   v_account ducto_private.accounts;
 begin
   v_account.account_id := p_account_id;
@@ -385,7 +385,7 @@ begin
   into v_account
   from ducto_private.accounts as a
   where a.account_id = p_account_id;
-  v_account.changed_at := greatest(ducto_private.clock(), v_account.changed_at);
+  v_account.changed_at := greatest(clock_timestamp(), v_account.changed_at);
   if ducto_private.is_due(v_account, v_account.changed_at) then
     return ducto_private.drop_expired(v_account, v_account.changed_at);
   end if;

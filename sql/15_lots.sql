@@ -218,7 +218,7 @@ set standard_conforming_strings = on
 as $$
 declare
   v_limit integer := coalesce(p_limit, 1000);
-  v_now timestamptz := ducto_private.clock();
+  v_now timestamptz := clock_timestamp();
   v_account_id text;
   v_account ducto_private.accounts;
   v_lots bigint;
@@ -253,7 +253,7 @@ begin
     where a.account_id = v_account_id
     for no key update skip locked;
     continue when not found;
-    v_now := greatest(ducto_private.clock(), v_account.changed_at);
+    v_now := greatest(clock_timestamp(), v_account.changed_at);
     select count(*), sum(d.expired)
     into v_lots, v_due
     from ducto_private.due_lots(v_account_id, v_now) as d

@@ -261,7 +261,7 @@ begin
   end if;
   v_terms := ducto_private.quote(null, null, null, null, false);
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_account := ducto_private.expire(v_account, v_now);
   v_cap.account_id := p_user_id;
   v_cap.model := coalesce(p_model, '');
@@ -301,7 +301,7 @@ begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_choice(p_cap_type, '{daily,monthly}', 'p_cap_type');
   v_account := ducto_private.lock_account(p_user_id);
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   select c.*
   into v_cap
   from ducto_private.caps_now(p_user_id, v_now, v_zone, array[coalesce(p_model, '')]) as c
@@ -331,7 +331,7 @@ begin
   return query
   select x.*
   from ducto_private.accounts as a
-  cross join lateral ducto_private.caps_now(p_user_id, greatest(ducto_private.clock(), a.changed_at), v_zone, null) as c
+  cross join lateral ducto_private.caps_now(p_user_id, greatest(clock_timestamp(), a.changed_at), v_zone, null) as c
   cross join lateral ducto_private.cap_answer(c, a.revision, v_zone) as x
   where a.account_id = p_user_id
   order by c.cap_type, c.model;

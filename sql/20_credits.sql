@@ -70,7 +70,7 @@ begin
     end if;
     return ducto_private.credits_answer(v_row, true);
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   if p_expires_at <= v_now then
     perform ducto_private.invalid('p_expires_at must lie in the future', 'Credits that have expired are worth nothing.');
   end if;
@@ -127,7 +127,7 @@ begin
   if v_account.account_id is null then
     return ducto_private.credits_refusal('account_not_found', v_account);
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   if v_due then
     v_account := ducto_private.drop_expired(v_account, v_now);
@@ -253,7 +253,7 @@ begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_limit, 0, 'p_limit');
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_account := ducto_private.expire(v_account, v_now);
   v_account.credit_limit := p_limit;
   perform ducto_private.save(v_account, v_now);

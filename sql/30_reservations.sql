@@ -88,6 +88,7 @@ declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
   v_member ducto_private.team_members;
+  v_strict boolean;
   v_opens boolean := false;
   v_key ducto_private.hold_keys;
   v_quote ducto_private.quote;
@@ -100,16 +101,12 @@ declare
   v_warnings text[];
   v_error text;
 begin
-  perform ducto_private.check_text(p_account_id, 'p_user_id');
-  if p_amount is null then
-    perform ducto_private.check_usage(p_usage);
-  end if;
-  perform ducto_private.check_short(p_model, 'p_model');
+  perform ducto_private.check_request(p_usage, p_amount is null, p_model, p_key, p_metadata);
   perform ducto_private.check_text(p_operation_type, 'p_operation_type');
-  perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_ttl(p_ttl_seconds);
-  perform ducto_private.check_key(p_key);
-  perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
+  if p_min_balance is not null then
+    perform ducto_private.check_amount(p_min_balance, 0, 'p_min_balance');
+  end if;
   if p_key is not null then
     v_fingerprint := jsonb_hash_extended(jsonb_build_array(p_call, p_usage, p_amount, p_model, p_operation_type, p_member), 0);
   end if;
@@ -120,8 +117,8 @@ begin
     where a.account_id = p_account_id
     for no key update;
     if found then
-      v_now := greatest(ducto_private.clock(), v_account.changed_at);
-      v_due := ducto_private.is_due(v_account, v_now);
+      v_now := greatest(clock_timestamp(), v_account.changed_at);
+      v_due := v_account.holds + v_account.lots > 0 and ducto_private.is_due(v_account, v_now);
       if v_due then
         v_account := ducto_private.drop_expired(v_account, v_now);
       end if;
@@ -138,6 +135,7 @@ begin
         return ducto_private.hold_refusal('is_a_team', v_account);
       end if;
     else
+      perform ducto_private.check_text(p_account_id, 'p_user_id');
       v_opens := p_member is null;
       v_account := ducto_private.would_open(p_account_id);
       if v_opens and v_account.account_id is null then
@@ -154,10 +152,11 @@ begin
       end if;
     end if;
 
-    perform pg_relation_size('ducto_private.plain_price'::regclass);
+    v_strict := current_setting('transaction_isolation') <> 'read committed'
+      or pg_relation_size('ducto_private.plain_price'::regclass) is null;
     v_quote := ducto_private.quote(null, case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
       case when p_model is not null then '' end, v_account.plan_id, v_opens);
-    if current_setting('transaction_isolation') <> 'read committed' then
+    if v_strict then
       perform ducto_private.check_snapshot(v_quote.version);
     end if;
     if v_opens then
@@ -320,7 +319,7 @@ begin
   if v_account.account_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   if v_due then
     v_account := ducto_private.drop_expired(v_account, v_now);
@@ -397,7 +396,7 @@ begin
   if v_account.account_id is null then
     return ducto_private.hold_refusal('reservation_not_found', v_account);
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   if v_due then
     v_account := ducto_private.drop_expired(v_account, v_now);

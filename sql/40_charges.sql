@@ -58,22 +58,6 @@ begin
 end
 $$;
 
-create or replace function ducto_private.check_charge(
-  p_account_id text, p_usage jsonb, p_priced boolean, p_model text, p_key text, p_metadata jsonb) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  perform ducto_private.check_text(p_account_id, 'p_user_id');
-  if p_priced then
-    perform ducto_private.check_usage(p_usage);
-  end if;
-  perform ducto_private.check_short(p_model, 'p_model');
-  perform ducto_private.check_key(p_key);
-  perform ducto_private.check_metadata(p_metadata);
-end
-$$;
-
 -- The refusal that misuse is in a batch; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
 language plpgsql immutable
@@ -118,6 +102,7 @@ declare
   v_hold ducto_private.reservations;
   v_quote ducto_private.quote;
   v_terms ducto_private.quote;
+  v_strict boolean;
   v_opens boolean := false;
   v_due boolean := false;
   v_charged bigint;
@@ -131,7 +116,7 @@ declare
   v_warnings text[];
   v_error text;
 begin
-  perform ducto_private.check_charge(p_account_id, p_usage, p_amount is null and p_job is null, p_model, p_key, p_metadata);
+  perform ducto_private.check_request(p_usage, p_amount is null and p_job is null, p_model, p_key, p_metadata);
   if p_key is not null or p_reservation_id is not null then
     v_fingerprint := ducto_private.charge_fingerprint(p_call, p_usage, p_amount, p_model, p_reservation_id, p_final, p_member);
   end if;
@@ -145,8 +130,8 @@ begin
     where a.account_id = p_account_id
     for no key update;
     if found then
-      v_now := greatest(ducto_private.clock(), v_account.changed_at);
-      if ducto_private.is_due(v_account, v_now) then
+      v_now := greatest(clock_timestamp(), v_account.changed_at);
+      if v_account.holds + v_account.lots > 0 and ducto_private.is_due(v_account, v_now) then
         v_due := true;
         v_account := ducto_private.drop_expired(v_account, v_now);
       end if;
@@ -163,6 +148,7 @@ begin
         return ducto_private.charge_refusal('is_a_team', v_account);
       end if;
     else
+      perform ducto_private.check_text(p_account_id, 'p_user_id');
       v_opens := p_member is null;
       v_account := ducto_private.would_open(p_account_id);
       if v_opens and v_account.account_id is null then
@@ -192,12 +178,13 @@ begin
     end if;
 
     begin
-      perform pg_relation_size('ducto_private.plain_price'::regclass);
+      v_strict := current_setting('transaction_isolation') <> 'read committed'
+        or pg_relation_size('ducto_private.plain_price'::regclass) is null;
       v_quote := ducto_private.quote(v_hold.pricing_version,
         case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
         case when p_model is null then p_job else '' end,
         case when p_reservation_id is null then v_account.plan_id else v_hold.plan_id end, v_opens);
-      if p_reservation_id is null and current_setting('transaction_isolation') <> 'read committed' then
+      if v_strict and p_reservation_id is null then
         perform ducto_private.check_snapshot(v_quote.version);
       end if;
       if v_opens then
@@ -287,7 +274,7 @@ begin
     v_account.carry := trim_scale(v_account.carry + v_quote.cost - v_charged);
   end if;
   v_account.allowance_used := v_account.allowance_used + v_used;
-  perform ducto_private.post(v_account, v_now, 'usage', -v_debit, p_key, v_fingerprint, p_metadata, v_quote.cost,
+  v_id := ducto_private.post(v_account, v_now, 'usage', -v_debit, p_key, v_fingerprint, p_metadata, v_quote.cost,
     coalesce(p_model, p_usage ->> 'model'), v_quote.resolved_model, p_usage, v_quote.version, v_quote.plan_id,
     v_hold.reservation_id, p_actor_id => p_member, p_allowance_used => v_used, p_shortfall => v_shortfall,
     p_warnings => v_warnings, p_id => v_id,
@@ -453,6 +440,7 @@ begin
     perform ducto_private.invalid('amount must be at least 0 and within bigint', 'Amounts are whole credits.');
   end if;
   perform ducto_private.check_text(p_charge ->> 'user_id', 'user_id');
+  perform ducto_private.check_text(coalesce(p_charge ->> 'team_id', p_charge ->> 'user_id'), 'team_id');
   if p_charge ->> 'job' is not null then
     perform ducto_private.check_text(p_charge ->> 'job', 'job');
   end if;
@@ -508,7 +496,7 @@ begin
         || case when v_amount is not null then '_credits' else '' end;
       v_usage := case when v_charge ->> 'job' is not null then jsonb_build_object('fixed_job', v_charge -> 'job')
         else nullif(v_charge -> 'metrics', 'null') end;
-      perform ducto_private.check_charge(v_account_id, v_usage, v_call in ('deduct', 'deduct_team'), v_charge ->> 'model',
+      perform ducto_private.check_request(v_usage, v_call in ('deduct', 'deduct_team'), v_charge ->> 'model',
         v_charge ->> 'idempotency_key', nullif(v_charge -> 'metadata', 'null'));
       v_error := null;
     exception when others then
@@ -587,7 +575,7 @@ begin
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('refund_credits', lower(p_transaction_id), p_amount), 0);
   v_charge := ducto_private.find_transaction(p_transaction_id, p_user_id);
   v_account := ducto_private.lock_account(coalesce(v_charge.account_id, p_user_id));
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   if v_due then
     v_account := ducto_private.drop_expired(v_account, v_now);

@@ -20,7 +20,7 @@ begin
     return row(null, null, 'plan_not_found', coalesce((ducto_private.as_read(p_user_id)).revision, 0))::ducto.set_user_plan_result;
   end if;
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_account := ducto_private.expire(v_account, v_now);
   v_from := v_account.plan_id;
   v_account.plan_id := p_plan_id;

@@ -114,7 +114,7 @@ begin
   elsif exists (select from ducto_private.accounts as a where a.account_id = p_user_id and a.kind = 'team') then
     return row(null, null, null, 'is_a_team', v_account.revision)::ducto.add_team_member_result;
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_account := ducto_private.expire(v_account, v_now);
   insert into ducto_private.team_members as m (account_id, user_id, role, spend_cap, spend_cap_period, joined_at)
   values (p_team_id, p_user_id, v_role, p_spend_cap, v_period, v_now)
@@ -148,7 +148,7 @@ begin
   if v_account.kind is distinct from 'team' then
     return row(null, null, null, 'team_not_found', 0)::ducto.add_team_member_result;
   end if;
-  v_now := greatest(ducto_private.clock(), v_account.changed_at);
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
   update ducto_private.team_members as m
   set left_at = v_now
   where m.account_id = p_team_id and m.user_id = p_user_id and m.left_at is null
@@ -175,7 +175,7 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query
   select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text,
-    least(ducto_private.member_spent(m, greatest(ducto_private.clock(), a.changed_at), v_zone), 9223372036854775807)::bigint
+    least(ducto_private.member_spent(m, greatest(clock_timestamp(), a.changed_at), v_zone), 9223372036854775807)::bigint
   from ducto_private.accounts as a
   join ducto_private.team_members as m on m.account_id = a.account_id
   where a.account_id = p_team_id and m.left_at is null

@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_now timestamptz := ducto_private.clock();
+  v_now timestamptz := clock_timestamp();
 begin
   perform ducto_private.check_limit(p_limit, 'Fetch again for more.');
   if p_lease_seconds not between 1 and 86400 then
@@ -114,7 +114,7 @@ begin
     from (select from rows union all select from details union all select from holds union all select from events) as c;
     if v_changed > 0 then
       update ducto_private.accounts as a
-      set revision = a.revision + 1, changed_at = greatest(ducto_private.clock(), a.changed_at)
+      set revision = a.revision + 1, changed_at = greatest(clock_timestamp(), a.changed_at)
       where a.account_id = v_account_id;
     end if;
     v_total := v_total + v_changed;

@@ -8,7 +8,7 @@ set standard_conforming_strings = on
 set jit = off
 as $$
 declare
-  v_now timestamptz := ducto_private.clock();
+  v_now timestamptz := clock_timestamp();
   v_zone text := case when ducto_private.active_version() is not null
     then (ducto_private.quote(null, null, null, null, false)).timezone end;
 begin

@@ -80,21 +80,33 @@ def server_conn(server: Server) -> Iterator[Connection]:
 
 
 class Clock:
-    """The time that ducto_pg sees in `db`: the true one until it is set."""
+    """The time that ducto_pg sees in `db`, put in the place of clock_timestamp(): the true one until it is set."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         connection.execute("create table ducto_private.fake_clock (now timestamptz not null)")
         connection.execute(
-            "create or replace function ducto_private.clock() returns timestamptz language sql volatile"
+            "create function ducto_private.clock() returns timestamptz language sql volatile"
             " as 'select coalesce((select f.now from ducto_private.fake_clock as f), pg_catalog.clock_timestamp())'"
         )
-        # The plain charge reads the clock without that call.
-        row = connection.execute("select pg_get_functiondef('ducto.deduct'::regproc)").fetchone()
-        assert row
-        asked, asks = "greatest(clock_timestamp(),", "greatest(ducto_private.clock(),"
-        assert asked in row[0]
-        connection.execute(row[0].replace(asked, asks).encode())
+        connection.execute(
+            """
+            do $$
+            declare
+              v_definition text;
+            begin
+              for v_definition in
+                select replace(pg_get_functiondef(p.oid), 'clock_timestamp()', 'ducto_private.clock()')
+                from pg_proc as p
+                where p.pronamespace in ('ducto'::regnamespace, 'ducto_private'::regnamespace)
+                  and p.prosrc like '%clock_timestamp()%' and p.proname <> 'clock'
+              loop
+                execute v_definition;
+              end loop;
+            end
+            $$
+            """
+        )
 
     def now(self) -> datetime:
         """The present time in UTC."""

@@ -195,7 +195,7 @@ class TestNoWayIn:
             "create function ducto.mine() returns void language sql as 'select'",
             "create table ducto_private.mine ()",
             "create view ducto_read.mine as select 1",
-            "create or replace function ducto_private.clock() returns timestamptz language sql as 'select now()'",
+            "create or replace function ducto_private.new_id() returns uuid language sql as 'select null'",
             "create or replace function ducto.version() returns text language sql as 'select null'",
             "alter function ducto.version() set search_path = public",
             "alter function ducto.version() security invoker",

@@ -309,7 +309,7 @@ def test_a_role_that_may_only_call_does_a_whole_day(credits: CreditManager, conn
             "select ducto.add_credits('u', 1)",
             "select ducto.activate_pricing(1)",
             "select * from ducto_private.accounts",
-            "select ducto_private.clock()",
+            "select ducto_private.new_id()",
             "select * from ducto_read.accounts",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
