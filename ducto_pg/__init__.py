@@ -25,11 +25,21 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    homes = [import_module(f"ducto_pg.{home}") for home in ("models", "errors")]
+    found = (name for home in homes for name, value in vars(home).items() if _is_of(home.__name__, value))
+    return sorted({*globals(), *_HOMES, *found})
+
+
+def _is_of(home: str, value: object) -> bool:
+    return getattr(value, "__module__", None) == home
+
+
 def __getattr__(name: str) -> Any:
     """Imports what is asked for, when it is asked for: `import ducto_pg` loads none of it."""
     for home in [_HOMES[name]] if name in _HOMES else ["models", "errors"]:
         value = getattr(import_module(f"ducto_pg.{home}"), name, None)
-        if getattr(value, "__module__", None) == f"ducto_pg.{home}":
+        if _is_of(f"ducto_pg.{home}", value):
             globals()[name] = value
             return value
     raise AttributeError(f"module 'ducto_pg' has no attribute {name!r}")

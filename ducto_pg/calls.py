@@ -214,7 +214,10 @@ class Rpc(Call[P, T]):
 
         @wraps(declaration)
         def bind(*args: P.args, **kwargs: P.kwargs) -> Statement[T]:
-            bound = self.signature.bind(*args, **kwargs)
+            try:
+                bound = self.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{self.name}: {error}") from None
             bound.apply_defaults()
             values = {p.name: p.to_sql(bound.arguments[p.name]) for p in self.parameters}
             return Statement(self.sql, values, self.read)

@@ -23,7 +23,7 @@ from ducto_pg.calls import Calls, Parameter, Rpc
 from ducto_pg.cli_tables import Told, print_answer, print_json
 from ducto_pg.client import CreditManager
 from ducto_pg.embedded import ServerError
-from ducto_pg.errors import ConfigError, DuctoError
+from ducto_pg.errors import ConfigError, DuctoError, NotInstalledError
 from ducto_pg.install import check_dsn
 from ducto_pg.models import Answer, PricingConfigData, PricingConfigResult, SweepResult
 
@@ -62,11 +62,19 @@ ASKING = {
     "pricing list": "get_pricing_history",
 }
 _COLUMNS = {
-    "list_transactions": ("seq", "type", "amount", "balance_after", "cost", "model", "created_at", "transaction_id"),
+    "list_transactions": (
+        "seq",
+        "type",
+        "amount",
+        "allowance_used",
+        "balance_after",
+        "cost",
+        "model",
+        "created_at",
+        "transaction_id",
+    ),
     "get_pricing_history": ("version", "active", "created_at", "label"),
 }
-
-_NOT_INSTALLED = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _describe(error: Exception) -> str:
     """One line."""
-    if isinstance(error, _NOT_INSTALLED):
+    if isinstance(error, NotInstalledError):
         return "this database does not have ducto_pg, or an older one: run ducto-pg setup"
     text = str(error)
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
@@ -185,7 +193,10 @@ def _add_asking(commands: Any, name: str, call: str, *told: str) -> None:
 
 def _reader(parameter: Parameter) -> Callable[[str], object]:
     def time(text: str) -> datetime:
-        moment = datetime.fromisoformat(text)
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00+01:00") from None
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     readers: dict[str, Callable[[str], object]] = {"bigint": int, "integer": int, "timestamptz": time}

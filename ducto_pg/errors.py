@@ -82,6 +82,12 @@ class OutOfRangeError(DuctoError):
     default_code = "22003"
 
 
+class NotInstalledError(DuctoError):
+    """The database does not have ducto_pg, or an older one."""
+
+    default_code = "3F000"
+
+
 class PricingNotLoadedError(DuctoError):
     """No pricing version is active yet (DU001)."""
 
@@ -212,6 +218,7 @@ class IdempotencyConflictError(RefusedError):
 SQLSTATES: dict[str, type[DuctoError]] = {
     "22023": InvalidArgumentError,
     "22003": OutOfRangeError,
+    **dict.fromkeys(("3F000", "42883", "42703"), NotInstalledError),
     "DU001": PricingNotLoadedError,
     "DU002": UnknownVersionError,
     "DU003": UnknownModelError,
@@ -239,6 +246,8 @@ def from_sqlstate(
 ) -> DuctoError | None:
     """The exception for an error the database raised, or None where the SQLSTATE is not one of ours."""
     kind = SQLSTATES.get(sqlstate or "")
+    if kind is NotInstalledError:
+        hint = "run ducto-pg setup, or ducto_pg.setup()"
     return kind(message, code=sqlstate, detail=detail, hint=hint) if kind else None
 
 

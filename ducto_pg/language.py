@@ -102,11 +102,22 @@ def is_metric_name(name: str) -> bool:
     return _METRIC.fullmatch(name) is not None and name not in taken
 
 
+_PROVIDERS_WORDS = {
+    "prompt": "input",
+    "completion": "output",
+    "candidates": "output",
+    "reasoning": "output",
+    "thoughts": "output",
+    "cached": "cacheread",
+    "creation": "write",
+}
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that looks most like a misspelt one (`inputTokens` -> `input_tokens`), or None.
 
-    At least half of their letters and pairs of letters are the same. The database answers alike
-    (`ducto_private.nearest`).
+    At least half of their letters and pairs of letters are the same, once what providers call a kind of token has our
+    word for it (`promptTokenCount` -> `input_tokens`). The database answers alike (`ducto_private.nearest`).
     """
     wanted = _letters(name)
     best, score = None, 0
@@ -120,6 +131,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _letters(name: str) -> set[str]:
     plain = name.lower().replace("_", "").replace("-", "")
+    for word, ours in _PROVIDERS_WORDS.items():
+        plain = plain.replace(word, ours)
     return {plain[start : start + size] for start in range(len(plain)) for size in (1, 2)}
 
 

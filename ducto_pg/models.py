@@ -288,7 +288,10 @@ class AddCreditsResult(AccountAnswer):
 
 
 class ReserveResult(AccountAnswer):
-    """A hold: `amount` credits that nothing else can spend until `expires_at`."""
+    """A hold: `amount` credits that nothing else can spend until `expires_at`.
+
+    An `idempotent` one may have ended since: see `get_reservation` before working on it.
+    """
 
     reservation_id: str
     user_id: str

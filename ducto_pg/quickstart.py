@@ -25,6 +25,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from ducto_pg import config, servers
 from ducto_pg.arithmetic import add
@@ -328,6 +329,9 @@ def _drop_database(server: Server, name: str) -> None:
 
 def _say_how_to_ask(server: Server, dsn: str) -> None:
     print(f"\nexport DATABASE_URL={shlex.quote(dsn)}")
+    for name, value in conninfo_to_dict(dsn).items():
+        if name in ("host", "port", "user"):
+            print(f"export PG{name.upper()}={shlex.quote(str(value))}")
     if server.bindir:
         print(f"export PATH={shlex.quote(str(server.bindir))}:$PATH")
     for query in (

@@ -36,6 +36,10 @@ class ModelDownError(Exception):
     """The provider refused the request."""
 
 
+class RequestOverError(Exception):
+    """This request has ended before: only one with a new id can be answered."""
+
+
 async def call_model(prompt: str) -> AsyncIterator[Chunk]:
     """Stands for a provider: 100 pieces of an answer, then the usage."""
     if prompt == "down":
@@ -51,6 +55,9 @@ async def answer(credits: AsyncCreditManager, user_id: str, request_id: str, pro
     # The hold covers the prompt and the longest answer. It is committed before the model is asked.
     most = UsageMetrics(model="chat", input_tokens=len(prompt), output_tokens=MAX_TOKENS)
     hold = (await credits.reserve(user_id, most, ttl_seconds=900, idempotency_key=request_id)).or_raise()
+    if hold.idempotent and (await credits.get_reservation(hold.reservation_id)).status != "active":
+        # The key gave an old answer again, of a hold that pays for nothing any more.
+        raise RequestOverError(request_id)
     pieces, usage = 0, None
     try:
         async for chunk in call_model(prompt):
@@ -89,6 +96,22 @@ async def settle(
     charge.or_raise()
 
 
+async def play(credits: AsyncCreditManager, request_id: str, prompt: str, pieces: int | None = None) -> str:
+    """What comes of a request whose client reads so many pieces of the answer, or all."""
+    read = 0
+    try:
+        async with aclosing(answer(credits, "bob", request_id, prompt)) as stream:
+            async for _ in stream:
+                read += 1
+                if read == pieces:
+                    break
+    except ModelDownError:
+        return "hold released"
+    except RequestOverError:
+        return "over, nothing is done for nothing"
+    return f"{read} pieces"
+
+
 async def main(dsn: str) -> None:
     """A whole answer, one that is cut off, one that never begins, and one whose server died."""
     async with AsyncConnectionPool[AsyncConnection[Any]](dsn, min_size=1, open=False) as pool:
@@ -97,22 +120,10 @@ async def main(dsn: str) -> None:
         await credits.publish_pricing(PRICES)
         (await credits.add_credits("bob", 1000, "purchase", idempotency_key="invoice-1")).or_raise()
 
-        text = "".join([piece async for piece in answer(credits, "bob", "whole", "x" * 1000)])
-        print("whole answer:", len(text), "characters")
-
-        async with aclosing(answer(credits, "bob", "cut-off", "x" * 1000)) as pieces:
-            read = 0
-            async for _ in pieces:
-                read += 1
-                if read == 10:
-                    break
-        print("client gone after:", read, "pieces")
-
-        try:
-            async for _ in answer(credits, "bob", "never-began", "down"):
-                pass
-        except ModelDownError:
-            print("model down: hold released")
+        print("whole answer:", await play(credits, "whole", "x" * 1000))
+        print("client gone:", await play(credits, "cut-off", "x" * 1000, pieces=10))
+        print("model down:", await play(credits, "never-began", "down"))
+        print("the first once more:", await play(credits, "whole", "x" * 1000))
 
         # The server died between hold and charge. Whoever finds the unfinished request later may still settle it: the
         # hold's key gives its id again, and an expired hold is charged with the warning reservation_expired.

@@ -82,14 +82,20 @@ begin
 end
 $$;
 
--- The known name most like a misspelt one: at least half of their letters and pairs of letters are the same. Or null.
+-- The known name most like a misspelt one: at least half of their letters and pairs of letters are the same, once what
+-- providers call a kind of token has our word for it. Or null.
 create or replace function ducto_private.nearest(p_name text, p_known text[]) returns text
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
   with plain as (
-    select k.name, pg_catalog.translate(pg_catalog.lower(k.name), '_-', '') as letters
+    select k.name, r.letters
     from pg_catalog.unnest(p_name || p_known) as k (name)
+    cross join lateral (
+      select pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.regexp_replace(pg_catalog.regexp_replace(
+        pg_catalog.translate(pg_catalog.lower(k.name), '_-', ''), 'prompt', 'input', 'g'),
+        'completion|candidates|reasoning|thoughts', 'output', 'g'), 'cached', 'cacheread', 'g'), 'creation', 'write', 'g')
+    ) as r (letters)
   ), parts as (
     select distinct p.name, pg_catalog.substr(p.letters, s.start, z.size) as part
     from plain as p

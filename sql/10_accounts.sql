@@ -204,7 +204,7 @@ begin
     return null;
   end if;
   perform ducto_private.emit(p_account.account_id, 'account_opened',
-    jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', coalesce(p_terms.signup_bonus, 0)),
+    jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', p_account.balance),
     p_account.opened_at);
   p_account.balance := 0;
   if p_terms.signup_bonus > 0 then

@@ -27,6 +27,7 @@ begin
     'team_' || replace(gen_random_uuid()::text, '-', ''));
   v_account := ducto_private.unopened(v_id, null);
   v_account.kind := 'team';
+  v_account.balance := v_initial;
   v_account := ducto_private.open_account(v_account, null);
   if v_account.account_id is null then
     v_account := ducto_private.lock_account(v_id);

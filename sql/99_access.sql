@@ -39,6 +39,14 @@ begin
         using errcode = '42704', hint = 'Create it first: setup creates no role.';
     end if;
   end loop;
+  foreach v_role in array p_revoke_from loop
+    if not exists (select from pg_roles as r where r.rolname = v_role)
+      and not exists (select from ducto_private.grants as g where g.role_name = v_role)
+    then
+      raise exception 'role "%" does not exist: it has no rights to lose', v_role
+        using errcode = '42704', hint = 'Check its spelling; a role that was dropped needs no revoking.';
+    end if;
+  end loop;
 
   delete from ducto_private.grants as g
   where g.role_name = any (p_revoke_from)

@@ -1003,7 +1003,7 @@ class Billing:
         if account_id in self.accounts:
             raise Refused("team_exists")
         account = Account(account_id, "team", self.clock, name=name)
-        account.events.append(("account_opened", {"kind": "team", "plan_id": None, "balance": 0}))
+        account.events.append(("account_opened", {"kind": "team", "plan_id": None, "balance": initial_balance}))
         now = self._begin(account)
         if initial_balance:
             self._write(account, "adjustment", initial_balance, now)

@@ -76,7 +76,9 @@ def test_setup_says_what_it_made_then_that_nothing_is_left(run: Run, empty: str)
     assert code == 0
     assert re.fullmatch(rf"ducto_pg {__version__} installed: \d+ tables and \d+ functions\n", out)
     assert run("setup", "--dsn", empty) == (0, "nothing to change\n", "")
-    assert run("setup", "--dsn", empty, "--revoke-from", "nobody's") == (0, "rights set\n", "")
+    code, _, problem = run("setup", "--dsn", empty, "--revoke-from", "nobody's")
+    assert (code, "\"nobody's\" does not exist" in problem) == (1, True)
+    assert run("setup", "--dsn", empty, "--grant-to", "pg_monitor") == (0, "rights set\n", "")
     assert json.loads(run("setup", "--dsn", empty, "--json")[1])["errors"] == []
 
 
@@ -169,10 +171,11 @@ def test_credits_are_added_removed_refunded_and_listed(run: Run, shop: Connectio
     assert json.loads(run("balance", "ann", "--json")[1])["available"] == 70
     assert ["balance", "0"] in cells(run("balance", "ann", "--at", "2020-01-01")[1])
     listed = cells(run("credit", "list", "ann")[1])
-    assert listed[0] == ["seq", "type", "amount", "balance_after", "cost", "model", "created_at", "transaction_id"]
-    assert [line[:6] for line in listed[1:]] == [
-        ["2", "usage", "-30", "70", "30", "gpt-4o"],
-        ["1", "purchase", "100", "100", listed[2][4], listed[2][5]],
+    columns = ["seq", "type", "amount", "allowance_used", "balance_after", "cost", "model", "created_at"]
+    assert listed[0] == [*columns, "transaction_id"]
+    assert [line[:7] for line in listed[1:]] == [
+        ["2", "usage", "-30", "0", "70", "30", "gpt-4o"],
+        ["1", "purchase", "100", "0", "100", listed[2][5], listed[2][6]],
     ]
     charge, grant = (line[-1] for line in listed[1:])
     assert ["amount", "10"] in cells(run("credit", "refund", charge, "--amount", "10")[1])
@@ -184,7 +187,7 @@ def test_credits_are_added_removed_refunded_and_listed(run: Run, shop: Connectio
     assert (code, json.loads(out)["error"], err) == (1, "exceeds_grant", said)
     assert run("credit", "list", "bob") == (0, "none\n", "")
     shop.execute("select ducto.deduct_credits('ann', 0, p_model => E'\\x1b[31m\\n')")
-    assert cells(run("credit", "list", "ann", "--limit", "1")[1])[1][5] == r"'\x1b[31m\n'"
+    assert cells(run("credit", "list", "ann", "--limit", "1")[1])[1][6] == r"'\x1b[31m\n'"
     assert [row["type"] for row in json.loads(run("credit", "list", "ann", "--json", "--type", "refund")[1])] == [
         "refund"
     ]
@@ -357,6 +360,12 @@ def test_misuse_is_exit_code_2(arguments: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())
     assert ended.value.code == 2
+
+
+def test_a_time_is_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["stats", "days", "--start", "yesterday"])
+    assert "'yesterday' is no ISO 8601 time, such as 2026-01-31T12:00+01:00" in capsys.readouterr().err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

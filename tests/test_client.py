@@ -19,6 +19,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 import ducto_pg
 from ducto_pg import AsyncCreditManager, CreditManager, UsageMetrics
 from ducto_pg.calls import Calls, Rpc
+from ducto_pg.errors import NotInstalledError
 
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
@@ -434,6 +435,21 @@ class TestExactness:
         assert caught.value.code == "DU005"
         with pytest.raises(ducto_pg.UnknownVersionError):
             credits.get_pricing_config(7)
+
+    def test_a_database_without_ducto_pg(self, server_conn: Connection) -> None:
+        with pytest.raises(NotInstalledError, match=r"ducto_pg\.setup\(\)"):
+            CreditManager(server_conn).get_balance("alice")
+        ducto_pg.setup(server_conn).or_raise()
+        server_conn.execute("alter type ducto.reserve_result drop attribute warnings")
+        with pytest.raises(NotInstalledError, match="warnings"):
+            CreditManager(server_conn).reserve_credits("alice", 1)
+        server_conn.execute("drop function ducto.version()")
+        with pytest.raises(NotInstalledError, match="version"):
+            CreditManager(server_conn).version()
+
+    def test_a_call_with_wrong_arguments_is_named(self, credits: CreditManager) -> None:
+        with pytest.raises(TypeError, match="deduct: missing a required argument: 'metrics'"):
+            credits.deduct("alice")  # type: ignore[call-arg]
 
     def test_what_is_not_ours_stays_psycopgs(self, connect: Connect, credits: CreditManager, conn: Connection) -> None:
         with conn.transaction(force_rollback=True):

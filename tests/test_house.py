@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import ducto_pg
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -17,3 +19,9 @@ ROOT = Path(__file__).parent.parent
 def test_checked(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_package_offers_is_listed() -> None:
+    offered = dir(ducto_pg)
+    assert {"setup", "CreditManager", "PricingEngine", "UsageMetrics", "ReserveResult", "DuctoError"} <= set(offered)
+    assert all(hasattr(ducto_pg, name) for name in offered)

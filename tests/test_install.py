@@ -463,10 +463,17 @@ class TestAccess:
         }
         assert value(conn, "select has_table_privilege(%s, 'ducto_read.accounts', 'select')", reader)
         assert not value(conn, "select has_table_privilege(%s, 'ducto_private.accounts', 'select')", reader)
-        ducto_pg.setup(conn, revoke_from=[caller, admin, reader, "gone"]).or_raise()
+        ducto_pg.setup(conn, revoke_from=[caller, admin, reader]).or_raise()
         assert not any(may(who, "ducto.version") for who in (caller, admin))
         assert not value(conn, "select exists (select from ducto_private.grants)")
         assert not value(conn, "select has_schema_privilege(%s, 'ducto_read', 'usage')", reader)
+
+    def test_a_role_that_does_not_exist_has_no_rights_to_lose(self, role: Role, conn: Connection) -> None:
+        caller = role("ducto caller")
+        ducto_pg.setup(conn, grant_to=caller).or_raise()
+        (error,) = ducto_pg.setup(conn, revoke_from="ducto_caller").errors
+        assert "ducto_caller" in error
+        assert value(conn, "select has_schema_privilege(%s, 'ducto', 'usage')", caller)
 
     def test_supabase_roles(self, role: Role, server_conn: Connection) -> None:
         service, user, anon = (role(name, "nologin") for name in ("service_role", "authenticated", "anon"))

@@ -358,6 +358,27 @@ def test_nearest_names_are_the_same_in_the_database(support: Connection) -> None
         assert row == (nearest(name, known),), name
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("prompt_tokens", "input_tokens"),
+        ("promptTokenCount", "input_tokens"),
+        ("completion_tokens", "output_tokens"),
+        ("candidatesTokenCount", "output_tokens"),
+        ("reasoning_tokens", "output_tokens"),
+        ("thoughtsTokenCount", "output_tokens"),
+        ("cached_tokens", "cache_read_tokens"),
+        ("cachedContentTokenCount", "cache_read_tokens"),
+        ("cache_read_input_tokens", "cache_read_tokens"),
+        ("cache_creation_input_tokens", "cache_write_tokens"),
+    ],
+)
+def test_what_providers_call_tokens_has_our_name(support: Connection, theirs: str, ours: str) -> None:
+    known = sorted(language.KNOWN_VARIABLES)
+    row = support.execute("select ducto_private.nearest(%s, %s)", [theirs, known]).fetchone()
+    assert (nearest(theirs, known), row) == (ours, (ours,))
+
+
 def test_products_lose_digits_where_numeric_does(support: Connection) -> None:
     factors = [Decimal("0." + "123456789" * size) for size in (1000, 900)]
     product = multiply(*factors)
