@@ -123,6 +123,10 @@ begin
     then
       raise exception 'this database was installed by a newer ducto_pg (%) than this one (%): nothing was changed', v_installed, v_version
         using errcode = '55000', hint = 'Upgrade the package that runs setup.', detail = coalesce('unknown migration ' || v_name, '');
+    elsif v_installed is null and current_setting('transaction_isolation') = 'read committed' then
+      raise exception 'the tables of ducto_private have lost their contents: nothing was changed'
+        using errcode = '55000',
+          hint = 'Restore them with their data, or drop the schemas ducto, ducto_private and ducto_read and begin anew.';
     elsif v_installed is null then
       raise exception 'another setup has installed since this transaction began: nothing was changed'
         using errcode = '40001', hint = 'Try again in a new transaction.';

@@ -298,13 +298,16 @@ create table ducto_private.lot_entries (
   lot_id uuid not null,
   account_id text collate "C" not null,
   amount bigint not null,
-  elsewhere bigint not null default 0 check (elsewhere >= 0),
+  elsewhere bigint not null default 0,
+  renewed bigint not null default 0 check (renewed between 0 and elsewhere),
   check (amount <> 0 or elsewhere > 0),
   primary key (transaction_id, lot_id, account_id),
   foreign key (lot_id, account_id) references ducto_private.credit_lots
 );
 comment on column ducto_private.lot_entries.elsewhere is
   'Of a refund: credits that were this lot''s and came back elsewhere, since it was due or its grant taken back.';
+comment on column ducto_private.lot_entries.renewed is
+  'Of elsewhere: what became part of the refund''s own lot, since this one was due.';
 create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
 
 create table ducto_private.spend_caps (

@@ -6,8 +6,8 @@ do $do$
 declare
   v_id constant text := case
     when current_setting('server_version_num')::integer >= 180000 then 'uuidv7()'
-    else $e$('0' || to_hex((date_part('epoch', clock_timestamp()) * 65536000)::bigint & -61441 | 28672)
-      || to_hex((random() * 4611686018427387904)::bigint | -9223372036854775808))::uuid$e$ end;
+    else $e$(overlay('0' || to_hex((date_part('epoch', clock_timestamp()) * 4096000)::bigint) placing '7' from 13 for 0)
+      || right(gen_random_uuid()::text, 17))::uuid$e$ end;
 begin
   execute format('create or replace function ducto_private.new_id() returns uuid language plpgsql volatile '
     'set search_path = pg_catalog, pg_temp as %L', 'begin return ' || v_id || '; end');

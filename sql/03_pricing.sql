@@ -127,6 +127,22 @@ end$b$,
 end
 $$;
 
+-- What the active version says of accounts on a plan, or not yet seen. It hears of a publish first, unless that is not to
+-- be seen.
+create or replace function ducto_private.terms(p_plan text, p_unseen boolean) returns ducto_private.quote
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('transaction_isolation') = 'read committed'
+    and pg_relation_size('ducto_private.plain_price'::regclass) is null
+  then
+    return null;
+  end if;
+  return ducto_private.quote(null, null, null, p_plan, p_unseen);
+end
+$$;
+
 -- The zone that the first activated version fixed, by whose days all statistics count; null before.
 create or replace function ducto_private.first_zone() returns text
 language plpgsql stable

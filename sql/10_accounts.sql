@@ -121,7 +121,7 @@ begin
       perform ducto_private.emit(p_account.account_id, 'debt_begun', jsonb_build_object('balance', v_balance), p_now);
     end if;
     if p_low_balance is null and ducto_private.active_version() is not null then
-      p_low_balance := (ducto_private.quote(null, null, null, null, false)).low_balance;
+      p_low_balance := (ducto_private.terms(null, false)).low_balance;
     end if;
     if p_account.balance > p_low_balance and v_balance <= p_low_balance and p_low_balance > 0 then
       perform ducto_private.emit(p_account.account_id, 'low_balance',
@@ -179,7 +179,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_terms ducto_private.quote := ducto_private.quote(null, null, null, null, true);
+  v_terms ducto_private.quote := ducto_private.terms(null, true);
 begin
   if v_terms.default_plan is null and v_terms.signup_bonus = 0 then
     return null;
@@ -248,7 +248,7 @@ begin
     v_account := ducto_private.lock_account(p_account_id);
     exit when v_account.account_id is not null;
     if ducto_private.active_version() is not null then
-      v_terms := ducto_private.quote(null, null, null, null, true);
+      v_terms := ducto_private.terms(null, true);
     end if;
     v_account := ducto_private.open_account(ducto_private.unopened(p_account_id, v_terms), v_terms);
     exit when v_account.account_id is not null;

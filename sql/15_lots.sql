@@ -184,7 +184,10 @@ begin
       select (least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before))::bigint as part
     ) as p
     cross join lateral (
-      select t.granted - t.remainder + coalesce(sum(g.amount), 0) as room
+      select t.granted - t.remainder + coalesce(sum(g.amount), 0) - (
+        select coalesce(sum(e.renewed), 0)
+        from ducto_private.lot_entries as e
+        where e.lot_id = t.lot_id and e.account_id = p_account.account_id) as room
       from ducto_private.transaction_details as d
       join ducto_private.transactions as g on g.transaction_id = d.transaction_id and g.account_id = d.account_id
       where d.account_id = p_account.account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
@@ -196,9 +199,9 @@ begin
     from given as g
     where g.open and l.lot_id = g.lot_id and l.account_id = p_account.account_id
   ), entered as (
-    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount, elsewhere)
+    insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount, elsewhere, renewed)
     select p_id, g.lot_id, p_account.account_id, case when g.open then g.amount else 0 end,
-      case when g.open then g.part - g.amount else g.part end
+      case when g.open then g.part - g.amount else g.part end, case when g.open then 0 else g.amount end
     from given as g
   )
   select coalesce(sum(g.amount), 0)

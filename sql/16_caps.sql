@@ -259,7 +259,7 @@ begin
   if p_model is not null then
     perform ducto_private.check_text(p_model, 'p_model');
   end if;
-  v_terms := ducto_private.quote(null, null, null, null, false);
+  v_terms := ducto_private.terms(null, false);
   v_account := ducto_private.lock_or_open(p_user_id);
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_account := ducto_private.expire(v_account, v_now);

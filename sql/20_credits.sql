@@ -198,7 +198,7 @@ begin
     return row(p_user_id, 0, 0, 0, 0, 0, 0, null)::ducto.balance_result;
   end if;
   if ducto_private.active_version() is not null then
-    v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
+    v_terms := ducto_private.terms(v_account.plan_id, false);
     if v_account.plan_id is not null then
       v_account := ducto_private.roll_allowance(v_account, v_account.changed_at, v_terms.timezone);
     end if;

@@ -345,7 +345,7 @@ begin
       return ducto_private.hold_refusal('not_a_member', v_account);
     end if;
   end if;
-  v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
+  v_terms := ducto_private.terms(v_account.plan_id, false);
   if v_account.plan_id is not null then
     v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
   end if;

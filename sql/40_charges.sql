@@ -198,7 +198,7 @@ begin
       if v_account.plan_id is not null then
         v_terms := v_quote;
         if p_reservation_id is not null then
-          v_terms := ducto_private.quote(null, null, null, v_account.plan_id, false);
+          v_terms := ducto_private.terms(v_account.plan_id, false);
         end if;
         v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
         v_left := ducto_private.allowance_left(v_account, v_terms);

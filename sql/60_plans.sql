@@ -12,7 +12,7 @@ declare
   v_now timestamptz;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_terms := ducto_private.quote(null, null, null, null, false);
+  v_terms := ducto_private.terms(null, false);
   perform ducto_private.check_snapshot(v_terms.version);
   if p_plan_id is not null and not exists (
     select from ducto_private.plans as p where p.plan_id = p_plan_id and p.version = v_terms.version)
@@ -55,7 +55,7 @@ begin
   if ducto_private.active_version() is null then
     return v_answer;
   end if;
-  v_terms := ducto_private.quote(null, null, null, v_account.plan_id, v_account.account_id is null);
+  v_terms := ducto_private.terms(v_account.plan_id, v_account.account_id is null);
   perform ducto_private.check_snapshot(v_terms.version);
   if v_terms.plan_id is null then
     return v_answer;

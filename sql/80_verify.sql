@@ -106,6 +106,7 @@ begin
     from (
       select t.account_id, 'transactions' as name, t.rows from totals as t
       union all select r.account_id, 'reservations', count(*) from ducto_private.reservations as r group by r.account_id
+      union all select k.account_id, 'hold_keys', count(*) from ducto_private.hold_keys as k group by k.account_id
       union all select l.account_id, 'credit_lots', count(*) from lots as l group by l.account_id
       union all select c.account_id, 'spend_caps', count(*) from ducto_private.spend_caps as c group by c.account_id
       union all select m.account_id, 'team_members', count(*) from ducto_private.team_members as m group by m.account_id
@@ -247,7 +248,7 @@ begin
     union all
     select x.account_id, 'lot entries stay within their row', t.amount::text, x.amount::text, x.transaction_id::text
     from (
-      select e.account_id, e.transaction_id, sum(e.amount + e.elsewhere) as amount
+      select e.account_id, e.transaction_id, sum(e.amount + e.elsewhere) as amount, sum(e.elsewhere) as elsewhere
       from ducto_private.lot_entries as e
       where p_account_id is null or e.account_id = p_account_id
       group by e.account_id, e.transaction_id
@@ -255,6 +256,41 @@ begin
     left join ducto_private.transactions as t on t.transaction_id = x.transaction_id and t.account_id = x.account_id
     where t.amount is null or sign(t.amount) <> sign(x.amount) or abs(x.amount) > abs(t.amount::numeric)
       or t.type = 'expiry' and x.amount <> t.amount
+      or t.type <> 'refund' and x.elsewhere > 0
+    union all
+    select coalesce(x.account_id, l.account_id), 'a refund''s lot is what its entries renewed', coalesce(x.renewed, 0)::text,
+      coalesce(l.amount, 0)::text, coalesce(x.transaction_id, l.transaction_id)::text
+    from (
+      select e.account_id, e.transaction_id, sum(e.renewed) as renewed
+      from ducto_private.lot_entries as e
+      where e.renewed > 0 and (p_account_id is null or e.account_id = p_account_id)
+      group by e.account_id, e.transaction_id
+    ) as x
+    full join (
+      select l.*
+      from lots as l
+      join rows as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id and t.type = 'refund'
+    ) as l on l.transaction_id = x.transaction_id and l.account_id = x.account_id
+    where x.renewed is distinct from l.amount
+    union all
+    select x.account_id, 'lots get back no more than a charge took, last one first', format('at most %s', x.taken),
+      x.given::text, x.refers_to::text
+    from (
+      select c.account_id, c.transaction_id as refers_to, -c.amount as taken, coalesce(r.given, 0) as given,
+        coalesce(sum(coalesce(r.given, 0)) over (partition by c.account_id, c.transaction_id order by l.expires_at, l.seq
+          rows between unbounded preceding and 1 preceding), 0) as earlier
+      from ducto_private.lot_entries as c
+      join rows as t on t.transaction_id = c.transaction_id and t.account_id = c.account_id and t.type = 'usage'
+      join ducto_private.credit_lots as l on l.lot_id = c.lot_id and l.account_id = c.account_id
+      left join (
+        select d.account_id, d.refers_to, e.lot_id, sum(e.amount + e.elsewhere) as given
+        from rows as d
+        join ducto_private.lot_entries as e on e.transaction_id = d.transaction_id and e.account_id = d.account_id
+        where d.type = 'refund'
+        group by d.account_id, d.refers_to, e.lot_id
+      ) as r on r.account_id = c.account_id and r.refers_to = c.transaction_id and r.lot_id = c.lot_id
+    ) as x
+    where x.given > x.taken or x.given < x.taken and x.earlier > 0
     union all
     select a.account_id, 'caps counts the caps', count(c.*)::text, a.caps::text, null
     from accounts as a

@@ -82,6 +82,7 @@ class Lot:
     remainder: int
     expires_at: datetime
     expired: int = 0
+    renewed: int = 0
 
     def gone(self, now: datetime) -> int:
         """What cannot be taken back: what has expired, or is due, kept for a hold or not."""
@@ -917,10 +918,11 @@ class Billing:
             left -= part
             charge.taken[place] = lot, taken - part
             grant = next(grant for grant in account.rows if grant.transaction_id == lot.transaction_id)
-            part = min(part, max(0, grant.amount - grant.removed - lot.expired - lot.remainder))
+            part = min(part, max(0, grant.amount - grant.removed - lot.expired - lot.renewed - lot.remainder))
             if lot.expires_at > now:
                 lot.remainder += part
             else:
+                lot.renewed += part
                 new += part
         if new:
             account.lots.append(Lot(next(self._numbers), row.transaction_id, new, now + REFUND_LOT))

@@ -468,6 +468,11 @@ class TestAccess:
         assert not value(conn, "select exists (select from ducto_private.grants)")
         assert not value(conn, "select has_schema_privilege(%s, 'ducto_read', 'usage')", reader)
 
+    def test_a_restore_of_the_schema_alone_is_told_so(self, conn: Connection) -> None:
+        conn.execute("delete from ducto_private.installation")
+        (error,) = ducto_pg.setup(conn).errors
+        assert "lost their contents" in error
+
     def test_a_role_that_does_not_exist_has_no_rights_to_lose(self, role: Role, conn: Connection) -> None:
         caller = role("ducto caller")
         ducto_pg.setup(conn, grant_to=caller).or_raise()

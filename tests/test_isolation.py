@@ -587,3 +587,33 @@ def test_a_transaction_that_has_priced_hears_of_newer_prices(other: CreditManage
     session.rollback()
     expected = [30, 30, 180, 180, 30, 30] if name != "keyed" else [30, 30, 30, 180, 30, 30]
     assert totals == expected
+
+
+TERMS: dict[str, Step] = {
+    "available": lambda m, at: m.get_balance("alice").available,
+    "bonus": lambda m, at: m.add_credits(at["unseen"], 1).or_raise().new_balance,
+    "opening": lambda m, at: m.reserve_credits(at["unseen"], 1).error,
+    "plan": lambda m, at: m.get_user_plan(at["unseen"]).plan_id,
+    "extension": lambda m, at: m.extend_reservation(at["hold"], 10).error,
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_transaction_that_has_asked_hears_of_newer_terms(other: CreditManager, connect: Connect, name: str) -> None:
+    other.add_credits("alice", 1000)
+    at = {"hold": other.reserve_credits("alice", 1).reservation_id}
+    session = connect(autocommit=False)
+    manager = CreditManager(session)
+    answers = []
+    for number, terms in enumerate(({}, {"min_balance": 995, "signup_bonus": 7, "default_plan": "pro"}, {})):
+        other.publish_pricing({**CONFIG, **terms}, f"{number}")
+        answers += [TERMS[name](manager, {**at, "unseen": f"user {number} {again}"}) for again in range(2)]
+    session.rollback()
+    expected = {
+        "available": [999, 999, 4, 4, 999, 999],
+        "bonus": [1, 1, 8, 8, 1, 1],
+        "opening": [*["account_not_found"] * 2, *["insufficient_credits"] * 2, *["account_not_found"] * 2],
+        "plan": [None, None, "pro", "pro", None, None],
+        "extension": [None, None, "insufficient_credits", "insufficient_credits", None, None],
+    }
+    assert answers == expected[name]

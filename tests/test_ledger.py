@@ -1726,7 +1726,8 @@ def test_verify_ledger_misses(module_ledger: Ledger, gone: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["transactions", "reservations", "credit_lots", "spend_caps", "teams", "team_members", "events"]
+    "table",
+    ["transactions", "reservations", "hold_keys", "credit_lots", "spend_caps", "teams", "team_members", "events"],
 )
 def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: str) -> None:
     with module_ledger.conn.transaction(force_rollback=True):
@@ -1737,7 +1738,7 @@ def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: st
             ask.add_credits("u", 50, expires_at="2999-01-01"),
             ask.add_team_member("u", "ann"),
             ask.set_spend_cap("u", 100),
-            ask.reserve_team_credits("u", "ann", 5),
+            ask.reserve_team_credits("u", "ann", 5, key="k"),
         ):
             step(ledger)
         assert ledger.violations() == []

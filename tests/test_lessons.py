@@ -331,3 +331,15 @@ def test_keys_are_matched_without_a_search_through_history(credits: CreditManage
     ):
         plan = "\n".join(row[0] for row in conn.execute(("explain " + query).encode()))
         assert "Seq Scan" not in plan, plan
+
+
+def test_the_events_of_one_call_come_in_their_order(credits: CreditManager) -> None:
+    credits.publish_pricing({**CONFIG, "signup_bonus": 10, "low_balance": 5, "min_balance": 0}, "with a bonus")
+    credits.ack_events([event.event_id for event in credits.fetch_events()])
+    for number in range(40):
+        credits.deduct_credits(f"user-{number}", 7).or_raise()
+    told: dict[str, list[str]] = {}
+    for event in credits.fetch_events(1000):
+        told.setdefault(event.account_id, []).append(event.type)
+    assert len(told) == 40
+    assert all(types == ["account_opened", "low_balance"] for types in told.values()), told

@@ -333,6 +333,36 @@ def test_refunds_into_lots(ledger: Ledger, given: list[Step], call: Call, check:
     tell(ledger, [lot(30, "10"), free, lot(40, "20"), charge(100), *given], call, check)
 
 
+@pytest.mark.parametrize("parts", [[60], [30, 30], [1] * 60, [45, 1, 14]])
+def test_a_due_lot_of_a_grant_partly_taken_back_is_renewed_once(ledger: Ledger, parts: list[int]) -> None:
+    remove = ask.remove_credits("u", 80, transaction_id="@grant3")
+    for step in (free, free, until_10, charge(60), remove, at("2026-01-12")):
+        step(ledger)
+    for part in parts:
+        ask.refund_credits("@charge", part)(ledger)
+    assert ledger.sql("select sum(remainder), max(expires_at) > min(created_at) from ducto_read.lots") == [(20, True)]
+
+
+@pytest.mark.parametrize(
+    ("corruption", "invariant"),
+    [
+        ("elsewhere = 9, renewed = 9 where renewed = 10", "a refund's lot is what its entries renewed"),
+        ("elsewhere = 1 where amount = -30", "lot entries stay within their row"),
+        ("elsewhere = 1 where amount = 40", "lots get back no more than a charge took, last one first"),
+        ("amount = 39 where amount = 40", "lots get back no more than a charge took, last one first"),
+        ("amount = 39 where amount = 40", "a lot's remainder is its amount and its entries"),
+    ],
+)
+def test_verify_ledger_reads_what_lots_gave_and_got(ledger: Ledger, corruption: str, invariant: str) -> None:
+    for step in (lot(30, "10"), free, lot(40, "20"), charge(100), at("2026-01-12"), ask.refund_credits("@charge", 80)):
+        step(ledger)
+    assert ledger.violations() == []
+    with ledger.conn.transaction(force_rollback=True):
+        ledger.sql("set local session_replication_role = replica")
+        ledger.sql(f"update ducto_private.lot_entries set {corruption}")
+        assert invariant in {row["invariant"] for row in ledger.violations()}
+
+
 @table(
     ("from its own lot", [until_10, free], ask.remove_credits("u", 30, transaction_id="@grant1"),
      remain(70, new_balance=120)),
