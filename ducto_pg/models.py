@@ -579,7 +579,10 @@ class Reservation(Answer):
 
 
 class Explanation(Answer):
-    """How a charge came about: its usage, the formulas of its pricing version, and their exact results."""
+    """How a charge came about: its usage, the formulas of its pricing version, and their exact results.
+
+    What it cost became credits with what was carried before: -`amount` + `allowance_used` of them.
+    """
 
     transaction_id: str = ""
     account_id: str = ""
@@ -593,6 +596,8 @@ class Explanation(Answer):
     resolved_model: str | None = None
     formulas: dict[str, Any] = Field(default_factory=dict)
     parts: dict[str, Any] = Field(default_factory=dict)
+    amount: int = 0
+    allowance_used: int = 0
 
 
 class Event(Answer):

@@ -157,7 +157,9 @@ create type ducto.explanation as (
   resolved_model text,
   formulas jsonb,
   parts jsonb,
-  error text
+  error text,
+  amount bigint,
+  allowance_used bigint
 );
 
 create type ducto.violation as (

@@ -175,6 +175,8 @@ begin
     v_answer.cost := 0;
     v_answer.carry_before := 0;
     v_answer.carry_after := 0;
+    v_answer.amount := 0;
+    v_answer.allowance_used := 0;
     return v_answer;
   end if;
   if v_row.usage is not null then
@@ -198,8 +200,9 @@ begin
       select t.carry_after
       from ducto_private.transactions as t
       where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
-    v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version, v_row.plan_id, v_row.resolved_model,
-    ducto_private.formulas_of(v_row, v_job_only), v_parts, null)::ducto.explanation;
+    v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version,
+    v_row.plan_id, v_row.resolved_model, ducto_private.formulas_of(v_row, v_job_only), v_parts, null, v_row.amount,
+    v_row.allowance_used)::ducto.explanation;
 end
 $$;
 comment on function ducto.explain_transaction is

@@ -1373,6 +1373,8 @@ def test_a_charge_is_explained_by_the_prices_of_its_day(ledger: Ledger) -> None:
         pricing_version=2,
         plan_id="p",
         resolved_model="any-special",
+        amount=-11,
+        allowance_used=0,
     )(ledger, ask.explain_transaction("@charge", "u"))
     told = ledger.one(ask.explain_transaction("@charge"))
     assert told["formulas"]["model"] == "points * 3"

@@ -469,7 +469,7 @@ export type Database = {
                       },"event": {
                         "event_id": string | null,"type": string | null,"account_id": string | null,"payload": Json | null,"attempts": number | null,"created_at": string | null,"error": string | null
                       },"explanation": {
-                        "transaction_id": string | null,"account_id": string | null,"cost": number | null,"carry_before": number | null,"carry_after": number | null,"rounding": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"resolved_model": string | null,"formulas": Json | null,"parts": Json | null,"error": string | null
+                        "transaction_id": string | null,"account_id": string | null,"cost": number | null,"carry_before": number | null,"carry_after": number | null,"rounding": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"resolved_model": string | null,"formulas": Json | null,"parts": Json | null,"error": string | null,"amount": number | null,"allowance_used": number | null
                       },"get_user_plan_result": {
                         "user_id": string | null,"plan_id": string | null,"plan_name": string | null,"free_allowance": number | null,"features": Json | null,"allowance_remaining": number | null,"period_start": string | null,"period_end": string | null,"error": string | null,"revision": number | null
                       },"pricing_config_history_item": {
