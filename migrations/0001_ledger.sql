@@ -98,7 +98,8 @@ create type ducto_private.model_price as (
 -- Accounts and their ledger
 
 -- Accounts and transactions carry no CHECK: PostgreSQL parses each one again in every statement that writes a row, which
--- cost a charge a fifth of its time. post() and deduct() write them, save() and erase_user() accounts; verify_ledger() looks.
+-- cost a charge a fifth of its time. post() and deduct() write them, open_account(), save() and erase_user()
+-- accounts; verify_ledger() looks.
 create table ducto_private.accounts (
   balance bigint not null,
   held bigint not null,

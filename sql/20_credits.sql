@@ -183,21 +183,23 @@ $$;
 comment on function ducto.remove_credits is
   'Takes credits back: a mistyped grant, a payment refunded or disputed. May leave a debt; is not spend. With the grant''s transaction never more than the grant.';
 
--- What a reader sees of an account now.
-create or replace function ducto_private.balance_of(p_user_id text) returns ducto.balance_result
-language plpgsql stable
+create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
   v_terms ducto_private.quote;
   v_left bigint;
   v_floor bigint;
+  v_seq bigint;
+  v_answer ducto.balance_result;
 begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
   if v_account.account_id is null then
-    return row(p_user_id, 0, 0, 0, 0, 0, 0, null)::ducto.balance_result;
-  end if;
-  if ducto_private.active_version() is not null then
+    v_account := ducto_private.unopened(p_user_id, null);
+  elsif ducto_private.active_version() is not null then
     v_terms := ducto_private.terms(v_account.plan_id, false);
     if v_account.plan_id is not null then
       v_account := ducto_private.roll_allowance(v_account, v_account.changed_at, v_terms.timezone);
@@ -205,36 +207,21 @@ begin
   end if;
   v_left := ducto_private.allowance_left(v_account, v_terms);
   v_floor := ducto_private.floor_of(v_account, null, v_terms.min_balance);
-  return row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
+  v_answer := row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
     least(9223372036854775807, greatest(0, v_left::numeric - v_account.held + greatest(0, v_account.balance::numeric - v_floor)))::bigint,
-    v_account.credit_limit, v_account.revision, null)::ducto.balance_result;
-end
-$$;
-
-create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-declare
-  v_seq bigint;
-  v_answer ducto.balance_result;
-begin
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_answer := ducto_private.balance_of(p_user_id);
-  if p_at is null then
-    return v_answer;
+    v_account.credit_limit, v_account.revision, null);
+  if p_at is not null then
+    v_seq := ducto_private.seq_at(p_user_id, p_at);
+    select coalesce(max(t.balance_after), 0), null::bigint, null::bigint, coalesce((
+      select l.lifetime_purchased
+      from ducto_private.transaction_details as l
+      where l.account_id = p_user_id and l.lifetime_purchased is not null and l.seq <= v_seq
+      order by l.seq desc
+      limit 1), 0)
+    into v_answer.balance, v_answer.reserved, v_answer.available, v_answer.lifetime_purchased
+    from ducto_private.transactions as t
+    where t.account_id = p_user_id and t.seq = v_seq;
   end if;
-  v_seq := ducto_private.seq_at(p_user_id, p_at);
-  select coalesce(max(t.balance_after), 0), null::bigint, null::bigint, coalesce((
-    select l.lifetime_purchased
-    from ducto_private.transaction_details as l
-    where l.account_id = p_user_id and l.lifetime_purchased is not null and l.seq <= v_seq
-    order by l.seq desc
-    limit 1), 0)
-  into v_answer.balance, v_answer.reserved, v_answer.available, v_answer.lifetime_purchased
-  from ducto_private.transactions as t
-  where t.account_id = p_user_id and t.seq = v_seq;
   return v_answer;
 end
 $$;
@@ -257,7 +244,7 @@ begin
   v_account := ducto_private.expire(v_account, v_now);
   v_account.credit_limit := p_limit;
   perform ducto_private.save(v_account, v_now);
-  return ducto_private.balance_of(p_user_id);
+  return ducto.get_balance(p_user_id);
 end
 $$;
 comment on function ducto.set_credit_limit is 'How far below zero an account may go; 0 is the default. Opens the account if it is new.';

@@ -1,7 +1,7 @@
 -- Charges and refunds.
 --
--- charge() is the one text of charging, priced or not, with a hold or without: lock, replay by key, price, drop what has
--- expired, cost to credits, admission or settlement, write.
+-- charge() is the one text of charging, priced or not, with a hold or without: lock, drop what has expired, replay by key,
+-- price, cost to credits, admission or settlement, write.
 
 create or replace function ducto_private.charge_refusal(
   p_error text, p_account ducto_private.accounts, p_shortfall bigint default 0) returns ducto.deduction_result

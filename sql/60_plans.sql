@@ -37,16 +37,17 @@ $$;
 comment on function ducto.set_user_plan is
   'Puts an account on a plan of the active config, or with null on none, opening it if it is new. What was used of the allowance stays used.';
 
--- An account's plan as its reader sees it; of an unseen user the one that it would open on.
-create or replace function ducto_private.user_plan(p_user_id text) returns ducto.get_user_plan_result
-language plpgsql stable
+create or replace function ducto.get_user_plan(p_user_id text) returns ducto.get_user_plan_result
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
   v_terms ducto_private.quote;
   v_answer ducto.get_user_plan_result;
 begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
   v_answer.user_id := p_user_id;
   v_answer.revision := coalesce(v_account.revision, 0);
   v_answer.features := '{}'::jsonb;
@@ -74,17 +75,6 @@ begin
   return v_answer;
 end
 $$;
-
-create or replace function ducto.get_user_plan(p_user_id text) returns ducto.get_user_plan_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.user_plan(p_user_id);
-end
-$$;
 comment on function ducto.get_user_plan is
   'An account''s plan at its present terms, and what is left of its allowance; of an unseen user the config''s default_plan.';
 
@@ -94,12 +84,10 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_plan ducto.get_user_plan_result;
+  v_plan ducto.get_user_plan_result := ducto.get_user_plan(p_user_id);
   v_value jsonb;
 begin
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_text(p_feature, 'p_feature');
-  v_plan := ducto_private.user_plan(p_user_id);
   v_value := v_plan.features -> p_feature;
   return row(p_user_id, p_feature, v_value, coalesce(v_value not in ('null', 'false', '0', '""', '[]', '{}'), false), null,
     v_plan.revision)::ducto.check_feature_result;
@@ -109,17 +97,11 @@ comment on function ducto.check_feature is
   'A feature of an account''s plan. has_feature is false where it is absent, null, false, 0 or empty; value is returned either way.';
 
 create or replace function ducto.check_allowance(p_user_id text) returns ducto.allowance_result
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_plan ducto.get_user_plan_result;
-begin
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_plan := ducto_private.user_plan(p_user_id);
-  return row(v_plan.plan_id, v_plan.allowance_remaining, v_plan.period_start, v_plan.period_end, null,
-    v_plan.revision)::ducto.allowance_result;
-end
+  select p.plan_id, p.allowance_remaining, p.period_start, p.period_end, null::text, p.revision
+  from ducto.get_user_plan(p_user_id) as p
 $$;
 comment on function ducto.check_allowance is 'What is left of an account''s allowance in the present period, in whole credits; zero without a plan.';

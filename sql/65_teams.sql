@@ -75,15 +75,12 @@ $$;
 comment on function ducto.get_team is 'A team, its pool''s balance and the number of its present members.';
 
 create or replace function ducto.get_team_balance(p_team_id text) returns ducto.team_balance_result
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_team ducto.team := ducto.get_team(p_team_id);
-begin
-  return row(v_team.team_id, v_team.name, v_team.balance, v_team.member_count, v_team.error, v_team.revision)::ducto.team_balance_result;
-end
+  select t.team_id, t.name, t.balance, t.member_count, t.error, t.revision
+  from ducto.get_team(p_team_id) as t
 $$;
 comment on function ducto.get_team_balance is 'A team''s pool: its balance, net of what has expired.';
 

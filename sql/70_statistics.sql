@@ -149,60 +149,45 @@ $$;
 
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
-begin
-  return query
   select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
     sum(u.cost), null::text
-  from ducto_private.usage_of('user', false, v_span) as u
+  from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
-  order by sum(u.spend) desc, u.name;
-end
+  order by sum(u.spend) desc, u.name
 $$;
 comment on function ducto.spend_by_user is
   'What each user and team member spent in [p_start, p_end), most first: credits debited from balances, gross of refunds.';
 
 create or replace function ducto.spend_by_model(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_model_row
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
-begin
-  return query
   select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
     sum(u.cost), null::text
-  from ducto_private.usage_of('model', false, v_span) as u
+  from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
-  order by sum(u.spend) desc, u.name;
-end
+  order by sum(u.spend) desc, u.name
 $$;
 comment on function ducto.spend_by_model is
   'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''.';
 
 create or replace function ducto.daily_spend(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.daily_spend_row
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
-begin
-  return query
   select u.day, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
     sum(u.cost), null::text
-  from ducto_private.usage_of('model', true, v_span) as u
+  from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as u
   group by u.day
-  order by u.day;
-end
+  order by u.day
 $$;
 comment on function ducto.daily_spend is
   'What was spent on each local day that has a charge or a refund in [p_start, p_end), in order.';
@@ -214,16 +199,13 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-declare
-  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
 begin
   perform ducto_private.check_limit(p_limit, 'spend_by_user answers all.');
   return query
-  select u.name, sum(u.spend)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint, sum(u.cost), null::text
-  from ducto_private.usage_of('user', false, v_span) as u
-  group by u.name
-  having sum(u.charges) > 0
-  order by sum(u.spend) desc, u.name
+  select u.user_id, u.total_spend, u.allowance_used, u.refunded, u.cost, null::text
+  from ducto.spend_by_user(p_start, p_end) as u
+  where u.transaction_count > 0
+  order by u.total_spend desc, u.user_id collate "C"
   limit coalesce(p_limit, 10);
 end
 $$;
@@ -237,32 +219,29 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_span ducto_private.usage_span := ducto_private.usage_span(p_start, p_end);
   v_answer ducto.aggregate_stats_row;
 begin
-  with used as (
+  with users as (
     select u.*
-    from ducto_private.usage_of('user', true, v_span) as u
-  ), users as (
-    select u.name, sum(u.spend) as spend, sum(u.charges) as charges, sum(u.allowance_used) as allowance_used,
-      sum(u.refunded) as refunded, sum(u.cost) as cost
-    from used as u
-    group by u.name
+    from ducto.spend_by_user(p_start, p_end) as u
+  ), models as (
+    select m.*
+    from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as m
   )
-  select coalesce(sum(u.spend), 0),
-    count(*) filter (where u.charges > 0),
-    coalesce(div(sum(u.spend), (select nullif(count(distinct d.day), 0) from used as d where d.charges > 0)), 0),
+  select coalesce(sum(u.total_spend), 0),
+    count(*) filter (where u.transaction_count > 0),
+    coalesce(div(sum(u.total_spend), (select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0),
     (select m.name
-      from ducto_private.usage_of('model', false, v_span) as m
+      from models as m
       where m.name <> ''
       group by m.name
       having sum(m.charges) > 0
       order by sum(m.spend) desc, m.name
       limit 1),
-    (select t.name
+    (select t.user_id
       from users as t
-      where t.charges > 0
-      order by t.spend desc, t.name
+      where t.transaction_count > 0
+      order by t.total_spend desc, t.user_id collate "C"
       limit 1),
     coalesce(sum(u.allowance_used), 0), coalesce(sum(u.refunded), 0), coalesce(sum(u.cost), 0)
   into v_answer.total_credits_consumed, v_answer.active_users, v_answer.avg_daily_spend, v_answer.top_model, v_answer.top_user,

@@ -21,37 +21,32 @@ end
 $$;
 
 create or replace function ducto.my_balance() returns ducto.balance_result
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-begin
-  return ducto_private.balance_of(ducto_private.own_id());
-end
+  select b.*
+  from ducto.get_balance(ducto_private.own_id()) as b
 $$;
 comment on function ducto.my_balance is 'The balance of the end user that is signed in.';
 
 create or replace function ducto.my_transactions(p_limit integer default 50, p_before bigint default null)
 returns setof ducto.transaction
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-begin
-  return query
   select t.*
-  from ducto.list_transactions(ducto_private.own_id(), p_limit, p_before) as t;
-end
+  from ducto.list_transactions(ducto_private.own_id(), p_limit, p_before) as t
 $$;
 comment on function ducto.my_transactions is 'The ledger of the end user that is signed in, newest first; p_before is the last seq seen.';
 
 create or replace function ducto.my_plan() returns ducto.get_user_plan_result
-language plpgsql stable security definer
+language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-begin
-  return ducto_private.user_plan(ducto_private.own_id());
-end
+  select p.*
+  from ducto.get_user_plan(ducto_private.own_id()) as p
 $$;
 comment on function ducto.my_plan is 'The plan of the end user that is signed in, and what is left of its allowance.';
