@@ -471,6 +471,8 @@ def test_refunds_of_a_pools_charges(ledger: Ledger, given: list[Step], call: Cal
     ("beside a hold", [capped, hold], charge(21), denied),
     ("beside a hold of another", [capped, ask.reserve_team_credits("crew", "bob", 500)], charge(50), gives()),
     ("beside one that has expired", [capped, hold, later(minutes=10)], charge(50), gives()),
+    ("and one of another member",
+     [capped, ask.reserve_team_credits("crew", "bob", 60, ttl=900), hold, later(minutes=10)], charge(50), gives()),
     ("extended to it", [capped, hold], ask.extend_reservation("@hold", 20), gives(amount=50)),
     ("extended beyond it", [capped, hold], ask.extend_reservation("@hold", 21, user_id="crew"), denied),
     ("extended for another", [capped, ask.reserve_team_credits("crew", "bob", 30)], ask.extend_reservation("@hold", 90),
