@@ -32,10 +32,18 @@ SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "16GB", "checkpoint_timeo
 USAGE = '{"model": "gpt-4o-2024-08-06", "input_tokens": 1001, "output_tokens": 100, "cache_read_tokens": 512}'
 FORMULA = "(input_tokens - cache_read_tokens) * 0.0025 + cache_read_tokens * 0.00125 + output_tokens * 0.01"
 
+PLANS = {"free": {"id": "free", "name": "Free", "free_allowance": 5}}
 CHARGE = r"""
 \set account random(1, :accounts)
 \set key random(1, 1000000000000000)
 select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key);
+"""
+PLANNED = CHARGE.replace("account-", "planned-")
+HELD = r"""
+\set account random(1, :accounts)
+\set key random(1, 1000000000000000)
+select reservation_id from ducto.reserve('account-' || :account, :usage, p_idempotency_key => 'request-' || :key) \gset
+select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key, null, :'reservation_id');
 """
 BARE = r"""
 \set account random(1, :accounts)
@@ -214,6 +222,11 @@ class Bench:
 
 def charges(bench: Bench) -> None:
     """Charges on many accounts, and what they take on disk."""
+    bench.conn.execute(
+        "select ducto.set_user_plan(a.user_id, 'free') from generate_series(1, %s) as i,"
+        " ducto.add_credits('planned-' || i, 1000000000000) as a",
+        [bench.options.accounts],
+    )
     print(f"\nCharges: ducto.deduct by usage (jsonb) and key, {bench.options.accounts:,} accounts")
     command = [bench.program, "-i", "-q", f"-s{bench.options.scale}", bench.server.dsn()]
     subprocess.run(command, capture_output=True, check=True)
@@ -224,10 +237,14 @@ def charges(bench: Bench) -> None:
             "ducto.deduct": ["-f", bench.script(CHARGE)],
             "its two rows alone": ["-f", bench.script(ROWS)],
             "bare function": ["-f", bench.script(BARE)],
+            "deduct on a plan": ["-f", bench.script(PLANNED)],
+            "reserve, then deduct": ["-f", bench.script(HELD)],
         }
     )
     for rival in ("simple-update", "its two rows alone", "bare function"):
-        print(f"  {'deduct / ' + rival:<28}{rates['ducto.deduct'] / rates[rival]:>4.2f}")
+        print(f"  {'deduct / ' + rival:<40}{rates['ducto.deduct'] / rates[rival]:>4.2f}")
+    for other in ("deduct on a plan", "reserve, then deduct"):
+        print(f"  {other + ' / ducto.deduct':<40}{rates[other] / rates['ducto.deduct']:>4.2f}")
     new_size, new_rows = _ledger(bench)
     print(f"  {'bytes per charge':<24}{(new_size - size) // (new_rows - rows):>8}   rows, indexes, usage and key")
 
@@ -294,7 +311,7 @@ def publish(conn: Connection, models: int) -> None:
     formulas = {"gpt-4o": FORMULA}
     for number in range(1, models):
         formulas[f"vendor-{number % 50}/model-{number}"] = FORMULA.replace("0.01", f"0.01{number:04}")
-    ducto_pg.CreditManager(conn).publish_pricing({"models": formulas})
+    ducto_pg.CreditManager(conn).publish_pricing({"models": formulas, "plans": PLANS})
 
 
 def _ledger(bench: Bench) -> tuple[int, int]:

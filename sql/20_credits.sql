@@ -209,7 +209,7 @@ begin
   v_floor := ducto_private.floor_of(v_account, null, v_terms.min_balance);
   v_answer := row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
     least(9223372036854775807, greatest(0, v_left::numeric - v_account.held + greatest(0, v_account.balance::numeric - v_floor)))::bigint,
-    v_account.credit_limit, v_account.revision, null);
+    v_account.credit_limit, v_account.revision, null)::ducto.balance_result;
   if p_at is not null then
     v_seq := ducto_private.seq_at(p_user_id, p_at);
     select coalesce(max(t.balance_after), 0), null::bigint, null::bigint, coalesce((
