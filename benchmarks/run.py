@@ -43,7 +43,7 @@ HELD = r"""
 \set account random(1, :accounts)
 \set key random(1, 1000000000000000)
 select reservation_id from ducto.reserve('account-' || :account, :usage, p_idempotency_key => 'request-' || :key) \gset
-select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key, null, :'reservation_id');
+select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key, null, :reservation_id);
 """
 BARE = r"""
 \set account random(1, :accounts)
