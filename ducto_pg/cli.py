@@ -61,6 +61,22 @@ ASKING = {
     "events ack": "ack_events ids",
     "pricing list": "get_pricing_history",
 }
+_TIME = "an ISO 8601 time, in UTC if it has no offset"
+_MEANINGS = {
+    "user_id": "the id of an account: yours of a user, or a team's",
+    "team_id": "the team's id",
+    "transaction_id": "the id of a row of the ledger",
+    "amount": "whole credits",
+    "idempotency_key": "an id of yours for this request: once more, nothing happens twice",
+    "plan_id": "a plan of the active version",
+    "cap_type": "daily or monthly",
+    "action": "deny, warn or notify",
+    "spend_cap": "whole credits",
+    "spend_cap_period": "lifetime, daily or monthly",
+    "before": "the last seq seen",
+    "ids": "of events that were dealt with",
+    **dict.fromkeys(("at", "from", "to", "start", "end", "expires_at"), _TIME),
+}
 _COLUMNS = {
     "list_transactions": (
         "seq",
@@ -186,8 +202,11 @@ def _add_asking(commands: Any, name: str, call: str, *told: str) -> None:
         options: dict[str, Any] = {"type": _reader(parameter), "metavar": argument.removeprefix("--").upper()}
         if parameter.sql_type == "text[]":
             options["nargs"] = "+"
+        meaning = _MEANINGS.get(parameter.name.rstrip("_"), "")
         if argument.startswith("--"):
-            options |= {"dest": parameter.name, "help": f"default: {parameter.default}" if parameter.default else None}
+            options["dest"] = parameter.name
+            meaning += f" (default: {parameter.default})" if parameter.default else ""
+        options["help"] = meaning.strip() or None
         parser.add_argument(argument, **options)
 
 

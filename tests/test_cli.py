@@ -368,6 +368,15 @@ def test_a_time_is_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'yesterday' is no ISO 8601 time, such as 2026-01-31T12:00+01:00" in capsys.readouterr().err
 
 
+def test_help_says_what_arguments_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["credit", "add", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "AMOUNT whole credits" in out
+    assert "--type TYPE (default: adjustment)" in out
+    assert "an ISO 8601 time, in UTC if it has no offset" in out
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["pricing", "--help"])
