@@ -127,6 +127,25 @@ end$b$,
 end
 $$;
 
+-- A price by the version given, else by the one activated last, or 40001 where the caller's snapshot does not see that one.
+create or replace function ducto_private.fresh_quote(
+  p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean) returns ducto_private.quote
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_strict boolean := current_setting('transaction_isolation') <> 'read committed'
+    or pg_relation_size('ducto_private.plain_price'::regclass) is null;
+  v_quote ducto_private.quote;
+begin
+  v_quote := ducto_private.quote(p_version, p_usage, p_job, p_plan, p_unseen);
+  if v_strict then
+    perform ducto_private.check_snapshot(v_quote.version);
+  end if;
+  return v_quote;
+end
+$$;
+
 -- What the active version says of accounts on a plan, or not yet seen. It hears of a publish first, unless that is not to
 -- be seen.
 create or replace function ducto_private.terms(p_plan text, p_unseen boolean) returns ducto_private.quote
@@ -301,7 +320,6 @@ as $$
 declare
   v_plan text;
   v_seen boolean := true;
-  v_strict boolean;
   v_quote ducto_private.quote;
 begin
   perform ducto_private.check_usage(p_metrics);
@@ -313,12 +331,7 @@ begin
     where a.account_id = p_user_id;
     v_seen := found;
   end if;
-  v_strict := current_setting('transaction_isolation') <> 'read committed'
-    or pg_relation_size('ducto_private.plain_price'::regclass) is null;
-  v_quote := ducto_private.quote(p_version, p_metrics, null, v_plan, not v_seen);
-  if v_strict then
-    perform ducto_private.check_snapshot(v_quote.version);
-  end if;
+  v_quote := ducto_private.fresh_quote(p_version, p_metrics, null, v_plan, not v_seen);
   return row(v_quote.model_credits, v_quote.tool_credits, v_quote.search_credits, v_quote.cache_savings, v_quote.fixed_credits,
     v_quote.cost,
     jsonb_build_object(

@@ -88,7 +88,6 @@ declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
   v_member ducto_private.team_members;
-  v_strict boolean;
   v_opens boolean := false;
   v_key ducto_private.hold_keys;
   v_quote ducto_private.quote;
@@ -152,13 +151,9 @@ begin
       end if;
     end if;
 
-    v_strict := current_setting('transaction_isolation') <> 'read committed'
-      or pg_relation_size('ducto_private.plain_price'::regclass) is null;
-    v_quote := ducto_private.quote(null, case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
+    v_quote := ducto_private.fresh_quote(null,
+      case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
       case when p_model is not null then '' end, v_account.plan_id, v_opens);
-    if v_strict then
-      perform ducto_private.check_snapshot(v_quote.version);
-    end if;
     if v_opens then
       v_account := ducto_private.unopened(p_account_id, v_quote);
       v_now := v_account.changed_at;

@@ -102,7 +102,6 @@ declare
   v_hold ducto_private.reservations;
   v_quote ducto_private.quote;
   v_terms ducto_private.quote;
-  v_strict boolean;
   v_opens boolean := false;
   v_due boolean := false;
   v_charged bigint;
@@ -178,15 +177,10 @@ begin
     end if;
 
     begin
-      v_strict := current_setting('transaction_isolation') <> 'read committed'
-        or pg_relation_size('ducto_private.plain_price'::regclass) is null;
-      v_quote := ducto_private.quote(v_hold.pricing_version,
+      v_quote := ducto_private.fresh_quote(v_hold.pricing_version,
         case when p_model is null then p_usage else jsonb_build_object('model', p_model) end,
         case when p_model is null then p_job else '' end,
         case when p_reservation_id is null then v_account.plan_id else v_hold.plan_id end, v_opens);
-      if v_strict and p_reservation_id is null then
-        perform ducto_private.check_snapshot(v_quote.version);
-      end if;
       if v_opens then
         v_account := ducto_private.unopened(p_account_id, v_quote);
         v_now := v_account.changed_at;
@@ -440,7 +434,9 @@ begin
     perform ducto_private.invalid('amount must be at least 0 and within bigint', 'Amounts are whole credits.');
   end if;
   perform ducto_private.check_text(p_charge ->> 'user_id', 'user_id');
-  perform ducto_private.check_text(coalesce(p_charge ->> 'team_id', p_charge ->> 'user_id'), 'team_id');
+  if p_charge ->> 'team_id' is not null then
+    perform ducto_private.check_text(p_charge ->> 'team_id', 'team_id');
+  end if;
   if p_charge ->> 'job' is not null then
     perform ducto_private.check_text(p_charge ->> 'job', 'job');
   end if;
@@ -633,7 +629,7 @@ begin
       v_given + v_to_balance + v_charge.amount + v_from_lots, v_left);
   end if;
   if (v_account.caps > 0 or v_charge.actor_id is not null) and v_to_balance > 0 then
-    v_zone := (ducto_private.quote(null, null, null, null, false)).timezone;
+    v_zone := ducto_private.first_zone();
     -- Out of the windows of which the charge was.
     update ducto_private.spend_caps as s
     set spent = n.spent - v_to_balance, window_date = n.window_date

@@ -9,8 +9,7 @@ set jit = off
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_zone text := case when ducto_private.active_version() is not null
-    then (ducto_private.quote(null, null, null, null, false)).timezone end;
+  v_zone text := ducto_private.first_zone();
 begin
   return query
   with rows as (

@@ -12,7 +12,8 @@ comment on view ducto_read.accounts is
 create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
   t.carry_after, case when t.type = 'usage' then coalesce(v.config ->> 'rounding', 'carry') end as rounding,
-  t.actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.reservation_id, t.refers_to, t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at
+  t.actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.reservation_id, t.refers_to,
+  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at
 from ducto_private.ledger as t
 left join ducto_private.pricing_versions as v on v.version = t.pricing_version;
 comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
