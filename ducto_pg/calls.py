@@ -281,23 +281,31 @@ def _not_none(hint: Any) -> Any:
 
 
 def _publish(
-    config: PricingConfigData | Mapping[str, Any] | str | bytes | Path, label: str | None = None, activate: bool = True
+    config: PricingConfigData | Mapping[str, Any] | str | bytes | Path,
+    label: str | None = None,
+    activate: bool = True,
+    at: datetime | None = None,
 ) -> Statement[PricingConfigResult]:
-    """Compile a pricing config into the database as its next version, and make it the active one unless told not to.
+    """Compile a pricing config into the database as its next version, and make it the active one unless told not to:
+    now, or from `at` on.
 
     The config is a model, a dict, the text of JSON or YAML, or the path of such a file.
-    Publishing what the newest version already is, label included, makes no new one. Only the role that installed may.
-    Raises ConfigError for a config that cannot be used, with its path.
+    Publishing what a version already is, label included, activates that one and makes no new one. Only the role that
+    installed may. Raises ConfigError for a config that cannot be used, with its path.
     """
     from ducto_pg.config import load
-    from ducto_pg.pricing import compile_config
+    from ducto_pg.pricing import publish_call
 
-    newest = "(select max(v.version) from ducto_private.pricing_versions v)"
-    select = Calls.get_pricing_config.sql.replace("%(version)s", newest)
     if label is not None and not (isinstance(label, str) and exactjson.storable(label)):
         raise InvalidArgumentError(f"label must be a text without NUL, not {label!r}")
-    text = compile_config(load(config), label=label, activate=activate)
-    return Statement(f"{text}\n;{select}", None, Calls.get_pricing_config.read)
+    Parameter("at", "timestamptz", None).to_sql(at)
+    if at is not None and not activate:
+        raise InvalidArgumentError("at is when the version becomes active, but activate is False")
+    call = publish_call(load(config), label=label, activate=activate, at=at)
+    # A statement of its own: the one that publishes does not see what it has written.
+    select = Calls.get_pricing_config.sql.replace("%(version)s", "pg_catalog.current_setting('ducto_pg.published')")
+    text = f"select pg_catalog.set_config('ducto_pg.published', {call}::text, true);\n{select}"
+    return Statement(text, None, Calls.get_pricing_config.read)
 
 
 # The declarations have docstrings for bodies.
@@ -323,8 +331,12 @@ class Calls:
         """A published pricing version; raises UnknownVersionError."""
 
     @rpc
-    def activate_pricing(self, version: Small) -> PricingConfigResult:
-        """Make a published version the one that prices from now on; charges already made keep theirs."""
+    def activate_pricing(self, version: Small, at: datetime | None = None) -> PricingConfigResult:
+        """Make a published version the one that prices from now on, or from `at` on; past charges keep theirs."""
+
+    @rpc
+    def unschedule_pricing(self, version: Small) -> PricingConfigResult:
+        """Take back the activation of a version whose time has not come yet."""
 
     @rpc
     def get_pricing_history(self) -> list[PricingConfigHistoryItem]:

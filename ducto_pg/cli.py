@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, psycopg.OperationalError) and not error.sqlstate and command is not _quickstart:
             named = arguments.dsn is not None or os.environ.get("DATABASE_URL")
             hint = "" if named else "; DATABASE_URL is not set: set it, or give --dsn"
-        elif isinstance(error, psycopg.errors.InsufficientPrivilege) and command in (_publish, _activate):
+        elif isinstance(error, psycopg.errors.InsufficientPrivilege) and command in (_publish, _activate, _unschedule):
             hint = "; only the role that installed publishes"
         print(f"ducto-pg: {_describe(error)}{hint}", file=sys.stderr)
         return 1
@@ -160,9 +160,14 @@ def _parser() -> argparse.ArgumentParser:
         _add_asking(groups[group], own_name, *asked.split())
     commands = groups["pricing"]
     _add_config(_add(commands, "validate", _validate, json=True))
-    _add_publish_options(_add(commands, "publish", _publish, dsn=True, json=True))
+    publish = _add(commands, "publish", _publish, dsn=True, json=True)
+    _add_publish_options(publish)
+    _add_at(publish)
     activate = _add(commands, "activate", _activate, dsn=True, json=True)
     activate.add_argument("version", type=int, help="the number of a published version")
+    _add_at(activate)
+    unschedule = _add(commands, "unschedule", _unschedule, dsn=True, json=True)
+    unschedule.add_argument("version", type=int, help="the number of a version that is to be active later")
     diff = _add(commands, "diff", _diff, dsn=True, json=True)
     either = "a config, or the number of a published version, or `active`"
     diff.add_argument("old", nargs="?", default="active", help=f"{either} (which is the default)")
@@ -211,15 +216,20 @@ def _add_asking(commands: Any, name: str, call: str, *told: str) -> None:
 
 
 def _reader(parameter: Parameter) -> Callable[[str], object]:
-    def time(text: str) -> datetime:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00+01:00") from None
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-    readers: dict[str, Callable[[str], object]] = {"bigint": int, "integer": int, "timestamptz": time}
+    readers: dict[str, Callable[[str], object]] = {"bigint": int, "integer": int, "timestamptz": _time}
     return readers.get(parameter.sql_type, str)
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00+01:00") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _add_at(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--at", type=_time, metavar="TIME", help=f"active from then on, not from now: {_TIME}")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -344,15 +354,23 @@ def _publish(arguments: argparse.Namespace) -> None:
     """compile a pricing config into the database as its next version, and activate it"""
     config = _load(arguments.config)
     with _manager(arguments) as manager:
-        result = manager.publish_pricing(config, label=arguments.label, activate=arguments.activate)
-    _print_version(arguments, result, "published and active" if arguments.activate else "published, not activated")
+        result = manager.publish_pricing(config, label=arguments.label, activate=arguments.activate, at=arguments.at)
+    active = f"published, {_active(arguments)}" if arguments.at else "published and active"
+    _print_version(arguments, result, active if arguments.activate else "published, not activated")
 
 
 def _activate(arguments: argparse.Namespace) -> None:
     """make a published version the one that prices from now on"""
     with _manager(arguments) as manager:
-        result = manager.activate_pricing(_number(arguments.version))
-    _print_version(arguments, result, "active")
+        result = manager.activate_pricing(_number(arguments.version), at=arguments.at)
+    _print_version(arguments, result, _active(arguments))
+
+
+def _unschedule(arguments: argparse.Namespace) -> None:
+    """take back an activation whose time has not come yet"""
+    with _manager(arguments) as manager:
+        result = manager.unschedule_pricing(_number(arguments.version))
+    _print_version(arguments, result, "not scheduled any more")
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -435,6 +453,10 @@ def _number(version: int) -> int:
     if version >= 2**31:
         raise DuctoError(f"there is no pricing version {version}")
     return version
+
+
+def _active(arguments: argparse.Namespace) -> str:
+    return f"active from {arguments.at.isoformat()}" if arguments.at else "active"
 
 
 def _print_version(arguments: argparse.Namespace, result: PricingConfigResult, what: str) -> None:

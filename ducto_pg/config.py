@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import ValidationError
 
 from ducto_pg.errors import ConfigError, ExpressionError
-from ducto_pg.formula import Formula
-from ducto_pg.language import MAX_DIGITS, is_metric_name, nearest, parse
+from ducto_pg.formula.arithmetic import multiply, trim_scale
+from ducto_pg.formula.language import MAX_DIGITS, Formula, is_metric_name, nearest, parse
 from ducto_pg.models import PlanDefinition, PricingConfigData
 
 if TYPE_CHECKING:
@@ -103,6 +103,12 @@ def check(config: PricingConfigData) -> Formulas:
             for plan_id, plan in plans.items()
         },
     )
+
+
+def credit_factor(config: PricingConfigData, plan_id: str | None = None) -> Decimal:
+    """The credits for one unit of what the formulas give, on a plan if one is named."""
+    plans = config.plans or {}
+    return trim_scale(multiply(config.factor, plans[plan_id].factor) if plan_id is not None else config.factor)
 
 
 def _compile(texts: Mapping[str, str], path: str, metrics: frozenset[str]) -> dict[str, Formula]:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from ducto_pg.arithmetic import add, evaluate
-from ducto_pg.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, load
+from ducto_pg.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, credit_factor, load
 from ducto_pg.errors import (
     InvalidArgumentError,
     OutOfRangeError,
@@ -16,12 +15,11 @@ from ducto_pg.errors import (
     UnknownMetricError,
     UnknownModelError,
 )
-from ducto_pg.formula import Formula
-from ducto_pg.language import KNOWN_VARIABLES, nearest
+from ducto_pg.formula.arithmetic import ZERO, add, multiply
+from ducto_pg.formula.language import KNOWN_VARIABLES, Formula, nearest
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 
 COUNTS = tuple(name for name in KNOWN_VARIABLES if name != "tool_calls")
-ZERO = Decimal(0)
 
 
 class _Price(NamedTuple):
@@ -29,6 +27,13 @@ class _Price(NamedTuple):
 
     formula: Formula
     path: str
+
+
+class _Terms(NamedTuple):
+    """What the config says of accounts on a plan, or on none."""
+
+    overrides: Mapping[str, _Price]
+    factor: Decimal
 
 
 class PricingEngine:
@@ -43,13 +48,12 @@ class PricingEngine:
     def __init__(self, config: PricingConfigData) -> None:
         formulas = check(config)
         self._config = config.model_copy(deep=True)
-        self._models = {key: _Price(formula, f"models.{key}") for key, formula in formulas.models.items()}
-        self._plans = {
-            plan_id: self._models
-            | {key: _Price(formula, f"plans.{plan_id}.rate_overrides.{key}") for key, formula in overrides.items()}
-            for plan_id, overrides in formulas.overrides.items()
-        }
-        self._tools = {name: _Price(formula, f"tools.{name}") for name, formula in formulas.tools.items()}
+        self._models = _prices(formulas.models, "models")
+        self._terms: dict[str | None, _Terms] = {None: _Terms({}, credit_factor(config))}
+        for plan_id, overrides in formulas.overrides.items():
+            prices = _prices(overrides, f"plans.{plan_id}.rate_overrides")
+            self._terms[plan_id] = _Terms(prices, credit_factor(config, plan_id))
+        self._tools = _prices(formulas.tools, "tools")
         self._search = _Price(formulas.search, "search.costs") if formulas.search else None
         self._cache = _Price(formulas.cache, "cache.discount") if formulas.cache else None
 
@@ -91,20 +95,22 @@ class PricingEngine:
         """
         if not isinstance(metrics, UsageMetrics):
             metrics = _usage(metrics)
-        if plan_id is not None and plan_id not in self._plans:
-            raise InvalidArgumentError(
-                f"unknown plan {plan_id!r}", hint=_hint(plan_id, self._plans, "Add it to the config's plans.")
-            )
-        models = self._models if plan_id is None else self._plans[plan_id]
+        terms = self._terms.get(plan_id)
+        if terms is None:
+            plans = self._config.plans or {}
+            hint = _hint(str(plan_id), plans, "Add it to the config's plans.")
+            raise InvalidArgumentError(f"unknown plan {plan_id!r}", hint=hint)
+        factor = terms.factor
         variables = self._variables(metrics)
         parts: dict[str, Decimal] = {}
 
         def credits(price: _Price, calls: int | None = None) -> Decimal:
             values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
-            parts[price.path] = evaluate(price.formula, values, metrics.model or "", price.path)
+            value = price.formula.evaluate(values, metrics.model or "", price.path)
+            parts[price.path] = multiply(value, factor)
             return parts[price.path]
 
-        resolved, price = _model_price(metrics, models)
+        resolved, price = _model_price(metrics, terms.overrides, self._models)
         model_credits = _at_least_zero(credits(price)) if price else ZERO
         tool_credits = _at_least_zero(_sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics)))
         search_credits = _at_least_zero(credits(self._search)) if self._search else ZERO
@@ -166,6 +172,10 @@ class PricingEngine:
         return Decimal(self._config.fixed[job])
 
 
+def _prices(formulas: Mapping[str, Formula], section: str) -> dict[str, _Price]:
+    return {key: _Price(formula, f"{section}.{key}") for key, formula in formulas.items()}
+
+
 def _resolve(name: str, models: Mapping[str, Any]) -> str | None:
     if name in models:
         return name
@@ -175,16 +185,22 @@ def _resolve(name: str, models: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _model_price(metrics: UsageMetrics, models: Mapping[str, _Price]) -> tuple[str | None, _Price | None]:
+def _model_price(
+    metrics: UsageMetrics, overrides: Mapping[str, _Price], models: Mapping[str, _Price]
+) -> tuple[str | None, _Price | None]:
+    """The key that serves the model, and the price by it or by `_default`; overrides are asked before the list."""
     name = metrics.model or ""
-    resolved = None if name in NO_MODEL else _resolve(name, models)
-    price = models.get(resolved or DEFAULT)
+    if name not in NO_MODEL:
+        for prices in (overrides, models):
+            if resolved := _resolve(name, prices):
+                return resolved, prices[resolved]
+    price = overrides.get(DEFAULT) or models.get(DEFAULT)
     if price is None and name not in NO_MODEL:
-        hint = _hint(name, models, "Add it to the config's models, or price _default.")
+        hint = _hint(name, {*models, *overrides}, "Add it to the config's models, or price _default.")
         raise UnknownModelError(f"unknown model '{name}'", hint=hint)
     if price is None and any(getattr(metrics, token) for token in TOKENS):
         raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
-    return resolved, price
+    return None, price
 
 
 def _sum(values: Iterable[Decimal]) -> Decimal:
@@ -199,11 +215,9 @@ def _at_least_zero(value: Decimal) -> Decimal:
 
 
 def _usage(data: Mapping[str, Any]) -> UsageMetrics:
-    for name, value in data.items():
-        if value is None and name not in ("model", "fixed_job"):
-            raise InvalidArgumentError(f"{name}: must be a number, not None")
+    """A usage given as a dict, in which None is absent."""
     try:
-        return UsageMetrics.model_validate(dict(data))
+        return UsageMetrics.model_validate({name: value for name, value in data.items() if value is not None})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))

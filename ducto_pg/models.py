@@ -22,6 +22,7 @@ from ducto_pg.exactjson import dumps
 MAX_BIGINT = 2**63 - 1
 MAX_USAGE = 10**15
 MAX_DECIMALS = 12
+MAX_FACTOR_DIGITS = 30
 
 Rounding = Literal["carry", "up", "down", "half_up"]
 
@@ -70,12 +71,27 @@ def _exact(value: Any) -> Decimal:
     return Decimal(_number(value))
 
 
+def _factor(value: Any) -> Decimal:
+    if isinstance(value, float):
+        raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise ValueError(f"must be a number, not {value!r}")
+    factor = Decimal(value)
+    if not factor.is_finite() or factor <= 0:
+        raise ValueError(f"must be above 0, not {value}")
+    if factor.adjusted() >= MAX_FACTOR_DIGITS or int(factor.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
+        raise ValueError(f"has at most {MAX_FACTOR_DIGITS} digits before and after the point")
+    return Decimal(format(factor, "f"))
+
+
 Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
 """Whole credits: an int, or a Decimal without a fraction."""
 Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
 Quantity = Annotated[Decimal, BeforeValidator(_exact)]
 """A further metric: 0 <= n < 10^15, at most 12 decimals."""
+Factor = Annotated[Decimal, BeforeValidator(_factor)]
+"""Above 0, at most 30 digits either side of the point."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -155,7 +171,8 @@ class CreditMetadata(BaseModel):
 class PlanDefinition(BaseModel):
     """A subscription plan: whole credits free per calendar month, own prices, features.
 
-    `rate_overrides` replace or add entries of the config's `models` for accounts on the plan.
+    `rate_overrides` replace or add entries of the config's `models` for accounts on the plan: one that serves a name is
+    its price. `factor` multiplies the config's.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -165,12 +182,14 @@ class PlanDefinition(BaseModel):
     free_allowance: Credits = 0
     rate_overrides: dict[str, str] | None = None
     features: dict[str, Any] | None = None
+    factor: Factor = Decimal(1)
 
 
 class PricingConfigData(BaseModel):
     """A pricing config: formulas by model, tool, search and cache, fixed prices by job, and the terms of charging.
 
-    Checks shapes only; `ducto_pg.config.load` and `PricingEngine` check the whole, formulas included.
+    `factor` is the credits for one unit of what the formulas give, so that a list can stand in money; `fixed` is in
+    credits. Checks shapes only; `ducto_pg.config.load` and `PricingEngine` check the whole, formulas included.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -190,6 +209,7 @@ class PricingConfigData(BaseModel):
     low_balance: Credits | None = None
     timezone: str = "UTC"
     overrun: Literal["debt", "reject"] = "debt"
+    factor: Factor = Decimal(1)
 
     @field_validator("version", mode="before")
     @classmethod

@@ -28,11 +28,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from ducto_pg import config, servers
-from ducto_pg.arithmetic import add
 from ducto_pg.client import CreditManager
 from ducto_pg.embedded import Server
 from ducto_pg.engine import PricingEngine
 from ducto_pg.errors import DuctoError
+from ducto_pg.formula.arithmetic import add
 from ducto_pg.models import (
     DeductionResult,
     PlanDefinition,

@@ -22,43 +22,90 @@ create table ducto_private.pricing_versions (
   id uuid not null unique default gen_random_uuid(),
   label text check (char_length(label) <= 255),
   config jsonb not null,
-  price_function text not null,
+  config_hash bigint not null,
   created_at timestamptz not null,
   created_by text not null
 );
+create index pricing_versions_config_hash on ducto_private.pricing_versions (config_hash);
+comment on table ducto_private.pricing_versions is 'Published configs. They never change.';
 
+-- A formula is compiled once for ever: its numbers are arguments (rates), so that thousands of prices share a few of them.
+create table ducto_private.formulas (
+  formula_id bigint primary key,
+  body text not null
+);
+comment on table ducto_private.formulas is
+  'The bodies of the functions formula_<id in hexadecimal>(usage, rates); formula_id is the first 8 bytes of the sha256 of the body.';
+
+create table ducto_private.prices (
+  version integer not null references ducto_private.pricing_versions,
+  section text collate "C" not null,
+  key text collate "C" not null,
+  formula_id bigint references ducto_private.formulas,
+  composed_id bigint references ducto_private.formulas,
+  rates numeric[] not null,
+  composed_rates numeric[],
+  prefixes text[] collate "C",
+  primary key (version, section, key)
+);
+create index prices_formula on ducto_private.prices (formula_id);
+create index prices_composed on ducto_private.prices (composed_id);
+comment on table ducto_private.prices is
+  'One row for each formula (or fixed job) of a config: a formula and its rates. section and key are its path in the config.';
+comment on column ducto_private.prices.composed_id is
+  'Of a model: one formula for all that a usage without priced tools and jobs costs, where that cannot divide by zero.';
+comment on column ducto_private.prices.prefixes is 'The other keys of the section that the key begins with, the longest first; never _default.';
+
+create table ducto_private.terms (
+  version integer not null references ducto_private.pricing_versions,
+  min_balance bigint not null,
+  low_balance bigint not null,
+  signup_bonus bigint not null,
+  free_allowance bigint not null,
+  default_id bigint references ducto_private.formulas,
+  own_version integer not null references ducto_private.pricing_versions,
+  plan_id text collate "C" not null,
+  rounding text not null,
+  overrun text not null,
+  timezone text not null,
+  factor numeric not null,
+  plan_factor numeric not null,
+  fields text[] not null,
+  default_rates numeric[],
+  overrides text collate "C",
+  default_plan text collate "C",
+  plan_name text,
+  features jsonb not null,
+  primary key (plan_id, version)
+);
+create index terms_version on ducto_private.terms (version);
+create index terms_own_version on ducto_private.terms (own_version);
+create index terms_default on ducto_private.terms (default_id);
+comment on table ducto_private.terms is
+  'All that a charge needs of a version for accounts on a plan ('''' for none), but for the prices. A version that lacks a plan has its terms from own_version.';
+comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
+comment on column ducto_private.terms.fields is 'The usage fields that a composed price covers.';
+comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
+comment on column ducto_private.terms.default_id is 'The composed formula of _default, with default_rates.';
+
+-- Of the activations whose time has come the one recorded last is active: one that holds at once starts at -infinity, and
+-- so ends whatever was scheduled before it.
 create table ducto_private.activations (
-  activation_id bigint generated always as identity primary key,
+  activation_id integer primary key,
   version integer not null references ducto_private.pricing_versions,
   from_version integer references ducto_private.pricing_versions,
-  activated_at timestamptz not null,
-  activated_by text not null,
+  starts_at timestamptz not null,
+  recorded_at timestamptz not null,
+  withdrawn_at timestamptz,
+  recorded_by text not null,
   role_set text not null
 );
 create index activations_version on ducto_private.activations (version);
 create index activations_from_version on ducto_private.activations (from_version);
+comment on table ducto_private.activations is 'Which version prices when, who said so, and when.';
+comment on column ducto_private.activations.starts_at is '-infinity where it holds from its commit on.';
 
--- One row that every publish and activation updates: whoever decided on an older snapshot gets 40001.
-create table ducto_private.pricing_state (
-  only_row boolean primary key default true check (only_row),
-  last_version integer not null default 0,
-  active_version integer references ducto_private.pricing_versions
-);
-insert into ducto_private.pricing_state default values;
-create index pricing_state_active_version on ducto_private.pricing_state (active_version);
-
-create table ducto_private.plans (
-  version integer not null references ducto_private.pricing_versions,
-  plan_id text collate "C" not null check (char_length(plan_id) between 1 and 255),
-  name text not null,
-  free_allowance bigint not null check (free_allowance >= 0),
-  features jsonb not null check (jsonb_typeof(features) = 'object'),
-  override_function text,
-  primary key (plan_id, version)
-);
-create index plans_version on ducto_private.plans (version);
-
--- What the dispatcher answers: the price of a usage and all that a charge needs of the config, of one version.
+-- The exact price of a usage, by part.
 create type ducto_private.quote as (
   version integer,
   plan_id text,
@@ -68,38 +115,14 @@ create type ducto_private.quote as (
   search_credits numeric,
   cache_savings numeric,
   fixed_credits numeric,
-  cost numeric,
-  min_balance bigint,
-  rounding text,
-  overrun text,
-  low_balance bigint,
-  signup_bonus bigint,
-  default_plan text,
-  timezone text,
-  plan_name text,
-  free_allowance bigint
-);
-
--- The price of a plain charge: what nearly all charges ask, and the least that must be left of the balance.
-create type ducto_private.plain_price as (
-  version integer,
-  resolved_model text,
-  cost numeric,
-  credits numeric,
-  least_left numeric
-);
-
-create type ducto_private.model_price as (
-  resolved text,
-  credits numeric
+  cost numeric
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Accounts and their ledger
 
--- Accounts and transactions carry no CHECK: PostgreSQL parses each one again in every statement that writes a row, which
--- cost a charge a fifth of its time. post() and deduct() write them, open_account(), save() and erase_user()
--- accounts; verify_ledger() looks.
+-- Accounts, transactions and holds carry no CHECK: PostgreSQL parses each one again in every statement that writes a row,
+-- which cost a charge a fifth of its time. verify_ledger() looks in their place.
 create table ducto_private.accounts (
   balance bigint not null,
   held bigint not null,
@@ -120,12 +143,10 @@ create table ducto_private.accounts (
   account_id text collate "C" primary key,
   kind text not null,
   carry numeric not null,
-  plan_id text,
-  plain boolean not null
+  plan_id text collate "C"
 ) with (fillfactor = 60);
 
 comment on column ducto_private.accounts.kind is 'user or team.';
-comment on column ducto_private.accounts.plain is 'A user''s account without plan, holds, lots and caps; kept by post() and save().';
 comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
 comment on column ducto_private.accounts.held is 'Sum of the open holds counted by holds; some of them may be past holds_due_at.';
 comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
@@ -163,7 +184,7 @@ create unique index transactions_key on ducto_private.transactions (account_id, 
 create index transactions_created_at on ducto_private.transactions using brin (created_at);
 
 comment on column ducto_private.transactions.fingerprint is
-  'Hash of the request as jsonb, where a key or the end of a hold makes it repeatable; null on a plain charge, whose usage tells.';
+  'Hash of the request, where a key or the end of a hold makes it repeatable; null where the row itself tells.';
 
 create table ducto_private.transaction_details (
   transaction_id uuid not null,
@@ -175,6 +196,7 @@ create table ducto_private.transaction_details (
   lifetime_purchased bigint check (lifetime_purchased >= 0),
   warnings text[],
   expires_at timestamptz,
+  occurred_at timestamptz,
   paid_amount numeric check (paid_amount >= 0),
   paid_currency text,
   reference text,
@@ -183,15 +205,17 @@ create table ducto_private.transaction_details (
   foreign key (transaction_id, account_id) references ducto_private.transactions
 );
 create index transaction_details_refers_to on ducto_private.transaction_details (account_id, refers_to) where refers_to is not null;
+create index transaction_details_occurred_at on ducto_private.transaction_details (account_id, occurred_at) where occurred_at is not null;
 create index transaction_details_lifetime on ducto_private.transaction_details (account_id, seq) where lifetime_purchased is not null;
 
+comment on column ducto_private.transaction_details.occurred_at is 'Of an expiry: when the credits were due, or the hold ended that had kept them.';
 comment on column ducto_private.transaction_details.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
 
 create view ducto_private.ledger as
 select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.fingerprint,
   t.pricing_version, t.account_id, t.type, t.carry_after, t.cost, t.usage, t.model, t.resolved_model, t.plan_id, t.actor_id,
   t.reservation_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
-  coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.paid_amount, d.paid_currency,
+  coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.occurred_at, d.paid_amount, d.paid_currency,
   d.reference, d.reason
 from ducto_private.transactions as t
 left join ducto_private.transaction_details as d on d.transaction_id = t.transaction_id and d.account_id = t.account_id;
@@ -227,13 +251,13 @@ create table ducto_private.reservations (
   reservation_id uuid not null,
   account_id text collate "C" not null,
   actor_id text collate "C",
-  status text not null default 'active' check (status in ('active', 'expired', 'settled', 'released')),
-  held bigint not null check (held >= 0),
-  charged bigint not null default 0 check (charged >= 0),
+  status text not null default 'active',
+  held bigint not null,
+  charged bigint not null default 0,
   created_at timestamptz not null,
   expires_at timestamptz not null,
   ended_at timestamptz,
-  min_balance bigint check (min_balance >= 0),
+  min_balance bigint,
   pricing_version integer not null,
   plan_id text,
   operation_type text not null,
@@ -243,16 +267,14 @@ create table ducto_private.reservations (
   metadata jsonb,
   idempotency_key text collate "C",
   settled_by uuid,
-  primary key (reservation_id, account_id),
-  check ((status = 'active') = (ended_at is null)),
-  check (status = 'active' or held = 0)
+  primary key (reservation_id, account_id)
 ) with (fillfactor = 80);
 create index reservations_active on ducto_private.reservations (account_id) where status = 'active';
 create index reservations_account on ducto_private.reservations (account_id, created_at);
 
 create table ducto_private.hold_keys (
   account_id text collate "C" not null,
-  idempotency_key text collate "C" not null check (char_length(idempotency_key) between 1 and 255),
+  idempotency_key text collate "C" not null,
   fingerprint bigint not null,
   reservation_id uuid not null,
   amount bigint not null,
@@ -261,10 +283,9 @@ create table ducto_private.hold_keys (
   revision bigint not null,
   expires_at timestamptz not null,
   warnings text[],
-  primary key (account_id, idempotency_key),
-  foreign key (reservation_id, account_id) references ducto_private.reservations
+  primary key (account_id, idempotency_key)
 );
-create index hold_keys_reservation on ducto_private.hold_keys (reservation_id, account_id);
+comment on table ducto_private.hold_keys is 'The keys of holds and extensions, what they asked, and what was answered.';
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Expiring credits, caps, teams, events: an account has rows here only where it uses them
@@ -290,7 +311,8 @@ create type ducto_private.due_lot as (
   expires_at timestamptz,
   seq bigint,
   remainder bigint,
-  expired bigint
+  expired bigint,
+  due_at timestamptz
 );
 
 -- What a row of the ledger took from a lot (negative) or gave back to it: a lot's amount and its entries are its remainder.
@@ -358,4 +380,38 @@ create table ducto_private.events (
   created_at timestamptz not null,
   leased_until timestamptz,
   primary key (event_id, account_id)
+);
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What spend() is asked: holds, extensions, charges and settlements
+
+create type ducto_private.ask as (
+  does text,
+  call text,
+  actor_id text,
+  usage jsonb,
+  job text,
+  amount numeric,
+  model text,
+  reservation_id text,
+  final boolean,
+  key text,
+  metadata jsonb,
+  operation_type text,
+  min_balance bigint,
+  ttl_seconds integer,
+  batched boolean,
+  error text
+);
+comment on type ducto_private.ask is
+  'does: hold, extend or charge (with a reservation: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
+
+-- The caps that an amount meets, and what it would do to them: whether one denies it, whether an event is to be told, and
+-- whether a window has moved on since a cap's row was written.
+create type ducto_private.caps_check as (
+  caps ducto_private.spend_caps[],
+  exceeded ducto_private.spend_caps[],
+  denied boolean,
+  tells boolean,
+  moved boolean
 );

@@ -121,7 +121,8 @@ create type ducto.transaction as (
   reason text,
   metadata jsonb,
   created_at timestamptz,
-  error text
+  error text,
+  occurred_at timestamptz
 );
 
 create type ducto.reservation as (

@@ -1,7 +1,7 @@
 -- Ids and the checks that stop bad input at the door.
 
--- Time-ordered ids (UUID version 7), so that index inserts stay at the right-hand edge: new_id(), and the default of the
--- ledger's own, which spares a charge the call.
+-- Time-ordered ids (UUID version 7), so that index inserts stay at the right-hand edge: new_id(), and the defaults of the
+-- ledger's and the holds' own ids, which spare them the call.
 do $do$
 declare
   v_id constant text := case
@@ -13,9 +13,10 @@ begin
     'set search_path = pg_catalog, pg_temp as %L', 'begin return ' || v_id || '; end');
   if not exists (
     select from pg_attribute as a
-    where a.attrelid = 'ducto_private.transactions'::regclass and a.attname = 'transaction_id' and a.atthasdef)
+    where a.attrelid = 'ducto_private.reservations'::regclass and a.attname = 'reservation_id' and a.atthasdef)
   then
     execute 'alter table ducto_private.transactions alter transaction_id set default ' || v_id;
+    execute 'alter table ducto_private.reservations alter reservation_id set default ' || v_id;
   end if;
 end
 $do$;
@@ -138,8 +139,8 @@ begin
 end
 $$;
 
--- Usage as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
-create or replace function ducto_private.check_usage(p_usage jsonb) returns void
+-- A usage without its nulls, as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
+create or replace function ducto_private.checked_usage(p_usage jsonb) returns jsonb
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -155,6 +156,7 @@ begin
     perform ducto_private.invalid(format('p_metrics has %s bytes; at most 16384 are kept with a charge', pg_column_size(p_usage)),
       'Count tools instead of listing very many.');
   end if;
+  p_usage := jsonb_strip_nulls(p_usage);
   if p_usage ? 'tool_calls' and jsonb_typeof(p_usage -> 'tool_calls') <> 'number' then
     if jsonb_typeof(p_usage -> 'tool_calls') <> 'array' or exists (
       select from jsonb_array_elements(p_usage -> 'tool_calls') as c (value)
@@ -194,38 +196,28 @@ begin
       end if;
     end loop;
   end if;
-  if p_usage ? 'model' and jsonb_typeof(p_usage -> 'model') not in ('string', 'null') then
+  if p_usage ? 'model' and jsonb_typeof(p_usage -> 'model') <> 'string' then
     perform ducto_private.invalid(format('p_metrics: model must be a text, not %s', jsonb_typeof(p_usage -> 'model')),
       'Give the model''s name, or leave it out.');
   elsif char_length(p_usage ->> 'model') > 255 then
     perform ducto_private.invalid('p_metrics: model has more than 255 characters', 'Give the model''s name.', left(p_usage ->> 'model', 100));
-  elsif p_usage ? 'fixed_job' and (jsonb_typeof(p_usage -> 'fixed_job') not in ('string', 'null')
+  elsif p_usage ? 'fixed_job' and (jsonb_typeof(p_usage -> 'fixed_job') <> 'string'
     or char_length(p_usage ->> 'fixed_job') not between 1 and 255)
   then
     perform ducto_private.invalid('p_metrics: fixed_job must be the name of a job', 'Leave it out where no job was done.',
       left((p_usage -> 'fixed_job')::text, 100));
   end if;
+  return p_usage;
 end
 $$;
 
--- What a hold or a charge is told. The account's id is looked at where no account has it: those that exist are sound.
-create or replace function ducto_private.check_request(
-  p_usage jsonb, p_priced boolean, p_model text, p_key text, p_metadata jsonb) returns void
-language plpgsql stable
+-- What makes two usages the same request: nulls and zeros say nothing.
+create or replace function ducto_private.asked_usage(p_usage jsonb) returns jsonb
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_priced then
-    perform ducto_private.check_usage(p_usage);
-  end if;
-  if p_model is not null then
-    perform ducto_private.check_short(p_model, 'p_model');
-  end if;
-  if p_key is not null then
-    perform ducto_private.check_key(p_key);
-  end if;
-  if p_metadata is not null then
-    perform ducto_private.check_metadata(p_metadata);
-  end if;
+  return jsonb_path_query_array(jsonb_strip_nulls(p_usage),
+    '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)');
 end
 $$;

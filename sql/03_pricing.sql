@@ -1,8 +1,8 @@
--- Published prices: immutable versions, one active.
+-- Published prices: immutable versions of rows, one of them active at a time.
 --
--- Python compiles a config to functions named by the hash of their text; publish() numbers it. What is active is the body
--- of ducto_private.quote, the dispatcher: a charge reads no table to learn its price, and what it needs of the config
--- comes with the price in one answer, so that a publish in between can never mix two versions.
+-- Python compiles a config to formulas, prices and terms; publish() numbers and stores them. A formula is a function that is
+-- made once for ever, a price its rates. Which version is active is a question of rows and time, asked in the same statement
+-- that reads the price: no session can price by an old version, and no two versions can mix.
 
 create or replace function ducto_private.lock_setup() returns void
 language plpgsql volatile
@@ -13,17 +13,41 @@ begin
 end
 $$;
 
--- The terms of a plan that version p_version does not have itself: those of the last version before it that has, else
--- of the first one after it. Versions never change and only follow each other, so the answer never changes either.
-create or replace function ducto_private.plan_terms(p_version integer, p_plan text) returns ducto_private.plans
-language sql stable parallel safe
+-- The version that is active at p_now, or null.
+create or replace function ducto_private.active_version(p_now timestamptz) returns integer
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select p
-  from ducto_private.plans as p
-  where p.plan_id = p_plan
-  order by p.version > p_version, case when p.version > p_version then p.version else -p.version end
-  limit 1
+begin
+  return (
+    select a.version
+    from ducto_private.activations as a
+    where a.starts_at <= p_now and a.withdrawn_at is null
+    order by a.activation_id desc
+    limit 1);
+end
+$$;
+
+-- The terms of a version (null: of the one active at p_now) for accounts on a plan, null for none.
+create or replace function ducto_private.find_terms(p_version integer, p_plan text, p_now timestamptz) returns ducto_private.terms
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_terms ducto_private.terms;
+begin
+  select t.*
+  into v_terms
+  from ducto_private.terms as t
+  where t.version = coalesce(p_version, ducto_private.active_version(p_now)) and t.plan_id = coalesce(p_plan, '');
+  if not found then
+    perform ducto_private.find_version(p_version) where p_version is not null;
+    raise exception 'pricing not loaded'
+      using errcode = 'DU001',
+        hint = 'Publish a config with `ducto-pg pricing publish`, or activate a version with ducto.activate_pricing().';
+  end if;
+  return v_terms;
+end
 $$;
 
 create or replace function ducto_private.find_version(p_version integer) returns ducto_private.pricing_versions
@@ -45,139 +69,357 @@ begin
 end
 $$;
 
-create or replace function ducto_private.quote_at(p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean)
-returns ducto_private.quote
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_quotes ducto_private.quote[];
-begin
-  execute format('select array[ducto_private.%I($1, $2, $3, $4, $5)]', (ducto_private.find_version(p_version)).price_function)
-  into v_quotes
-  using p_version, p_usage, p_job, p_plan, p_unseen;
-  return v_quotes[1];
-end
-$$;
-
-create or replace function ducto_private.check_snapshot(p_version integer) returns void
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if not exists (select from ducto_private.pricing_versions as v where v.version = p_version) then
-    raise exception 'pricing version % was published after this transaction took its snapshot', p_version
-      using errcode = '40001', hint = 'Retry the transaction.';
-  end if;
-end
-$$;
-
--- Writes the dispatchers anew, for the version that was activated last: quote() for every price, plain_price() for what a
--- plain charge asks. They are that version's functions themselves, to save a call. Whoever prices asks for the size of a
--- relation first: that is to hear of what others have committed, a new dispatcher among it.
-create or replace function ducto_private.write_dispatcher() returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_version integer;
-  v_price text;
-  v_plain text;
-begin
-  select v.version, q.prosrc, p.prosrc
-  into v_version, v_price, v_plain
-  from ducto_private.pricing_state as s
-  join ducto_private.pricing_versions as v on v.version = s.active_version
-  join pg_proc as q on q.pronamespace = 'ducto_private'::regnamespace and q.proname = v.price_function
-  left join pg_proc as p on p.pronamespace = 'ducto_private'::regnamespace and p.proname = replace(v.price_function, 'price_', 'plain_');
-  execute format(
-    $f$
-    create or replace function ducto_private.quote(
-      p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean)
-    returns ducto_private.quote
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-    as %L
-    $f$,
-    format(
-      $b$begin
-  if p_version <> %s then
-    return ducto_private.quote_at(p_version, p_usage, p_job, p_plan, p_unseen);
-  end if;
-  p_version := %1$s;
-  %s;
-end$b$,
-      coalesce(v_version, 0), coalesce(v_price, $r$raise exception 'pricing not loaded' using errcode = 'DU001',
-    hint = 'Publish a config with `ducto-pg pricing publish`, or activate a version with ducto.activate_pricing().'$r$)));
-  execute format(
-    $f$
-    create or replace function ducto_private.plain_price(p_usage jsonb) returns ducto_private.plain_price
-    language plpgsql stable
-    set search_path = pg_catalog, pg_temp
-    as %L
-    $f$,
-    format(
-      $b$declare
-  p_version constant integer := %s;
-begin
-  %s;
-end$b$,
-      coalesce(v_version, 0), coalesce(v_plain, 'return null')));
-  revoke all on function ducto_private.quote(integer, jsonb, text, text, boolean), ducto_private.plain_price(jsonb) from public;
-end
-$$;
-
--- A price by the version given, else by the one activated last, or 40001 where the caller's snapshot does not see that one.
-create or replace function ducto_private.fresh_quote(
-  p_version integer, p_usage jsonb, p_job text, p_plan text, p_unseen boolean) returns ducto_private.quote
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_strict boolean := current_setting('transaction_isolation') <> 'read committed'
-    or pg_relation_size('ducto_private.plain_price'::regclass) is null;
-  v_quote ducto_private.quote;
-begin
-  v_quote := ducto_private.quote(p_version, p_usage, p_job, p_plan, p_unseen);
-  if v_strict then
-    perform ducto_private.check_snapshot(v_quote.version);
-  end if;
-  return v_quote;
-end
-$$;
-
--- What the active version says of accounts on a plan, or not yet seen. It hears of a publish first, unless that is not to
--- be seen.
-create or replace function ducto_private.terms(p_plan text, p_unseen boolean) returns ducto_private.quote
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if current_setting('transaction_isolation') = 'read committed'
-    and pg_relation_size('ducto_private.plain_price'::regclass) is null
-  then
-    return null;
-  end if;
-  return ducto_private.quote(null, null, null, p_plan, p_unseen);
-end
-$$;
-
--- The zone that the first activated version fixed, by whose days all statistics count; null before.
+-- The zone that the first recorded activation fixed, by whose days all statistics count; null before.
 create or replace function ducto_private.first_zone() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select coalesce(v.config ->> 'timezone', 'UTC')
+    select t.timezone
     from ducto_private.activations as a
-    join ducto_private.pricing_versions as v on v.version = a.version
+    join ducto_private.terms as t on t.version = a.version and t.plan_id = ''
+    where a.withdrawn_at is null
     order by a.activation_id
     limit 1);
 end
 $$;
 
-create or replace function ducto_private.activate(p_version integer) returns void
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Formulas
+
+create or replace function ducto_private.formula_name(p_formula_id bigint) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return 'formula_' || lpad(to_hex(p_formula_id), 16, '0');
+end
+$$;
+
+-- The way to a formula for sessions that have not yet heard of its branch in evaluate().
+create or replace function ducto_private.evaluate_by_name(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) returns numeric
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_value numeric;
+begin
+  execute format('select ducto_private.%I($1, $2)', ducto_private.formula_name(p_formula_id))
+  into v_value
+  using p_usage, p_rates;
+  return v_value;
+end
+$$;
+
+-- A binary search for one of these formulas, which stand in order, as PL/pgSQL.
+create or replace function ducto_private.branches(p_formulas ducto_private.formulas[]) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_half constant integer := cardinality(p_formulas) / 2;
+begin
+  return case cardinality(p_formulas)
+    when 0 then ''
+    when 1 then format(E'if p_formula_id = %s then\n%s;\nend if;\n', p_formulas[1].formula_id, p_formulas[1].body)
+    else format(E'if p_formula_id <= %s then\n%selse\n%send if;\n', p_formulas[v_half].formula_id,
+      ducto_private.branches(p_formulas[:v_half]), ducto_private.branches(p_formulas[v_half + 1:])) end;
+end
+$$;
+
+-- Makes what follows from the rows of formulas: their functions, and evaluate(), which has all their bodies.
+create or replace function ducto_private.make_formulas() returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_name text;
+  v_body text;
+begin
+  for v_name, v_body in
+    select n.name, f.body
+    from ducto_private.formulas as f
+    cross join lateral ducto_private.formula_name(f.formula_id) as n (name)
+    where to_regprocedure(format('ducto_private.%I(jsonb, numeric[])', n.name)) is null
+    order by f.formula_id
+  loop
+    execute format('create function ducto_private.%I(p_usage jsonb, p_rates numeric[]) returns numeric '
+      'language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as %L', v_name, v_body);
+    execute format('revoke all on function ducto_private.%I(jsonb, numeric[]) from public', v_name);
+  end loop;
+  v_body := format(E'begin\n%sreturn ducto_private.evaluate_by_name(p_formula_id, p_usage, p_rates);\nend',
+    ducto_private.branches(array(select f from ducto_private.formulas as f order by f.formula_id)));
+  if not exists (
+    select from pg_proc as p
+    where p.oid = to_regprocedure('ducto_private.evaluate(bigint, jsonb, numeric[])') and p.prosrc = v_body)
+  then
+    execute format('create or replace function ducto_private.evaluate(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) '
+      'returns numeric language plpgsql stable set search_path = pg_catalog, pg_temp as %L', v_body);
+    revoke all on function ducto_private.evaluate(bigint, jsonb, numeric[]) from public;
+  end if;
+end
+$$;
+
+select ducto_private.make_formulas();
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Prices
+
+-- Whether a config's key serves a model's name: the name itself, or what it begins with before one of - @ : / _.
+create or replace function ducto_private.serves(p_key text, p_name text) returns boolean
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return p_key = p_name
+    or p_key <> '_default' and starts_with(p_name, p_key) and strpos('-@:/_', substr(p_name, length(p_key) + 1, 1)) > 0;
+end
+$$;
+
+-- The price in a section by the longest key that serves a name; null where none does. Keys that serve it are prefixes of
+-- the name, and so of the greatest key that is not above it.
+create or replace function ducto_private.find_price(p_version integer, p_section text, p_name text) returns ducto_private.prices
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_price ducto_private.prices;
+begin
+  select p.*
+  into v_price
+  from ducto_private.prices as p
+  where p.version = p_version and p.section = p_section and p.key <= p_name
+  order by p.key desc
+  limit 1;
+  if not ducto_private.serves(v_price.key, p_name) then
+    select p.*
+    into v_price
+    from ducto_private.prices as p
+    where p.version = p_version and p.section = p_section and p.key = any (v_price.prefixes)
+      and ducto_private.serves(p.key, p_name)
+    order by length(p.key) desc
+    limit 1;
+  end if;
+  return v_price;
+end
+$$;
+
+-- The price of a model: the plan's own, else the list's. Null where no key serves the name; _default is not asked.
+create or replace function ducto_private.find_model(p_terms ducto_private.terms, p_name text) returns ducto_private.prices
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_price ducto_private.prices;
+begin
+  if p_terms.overrides is not null then
+    v_price := ducto_private.find_price(p_terms.own_version, p_terms.overrides, p_name);
+  end if;
+  if v_price.key is null then
+    v_price := ducto_private.find_price(p_terms.version, 'models', p_name);
+  end if;
+  return v_price;
+end
+$$;
+
+-- What one price gives for a usage, in credits.
+create or replace function ducto_private.part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return ducto_private.evaluate(p_price.formula_id, p_usage, p_price.rates) * p_factor;
+exception when division_by_zero then
+  raise exception 'division by zero in %.%', p_price.section, p_price.key
+    using errcode = 'DU006', hint = 'Guard the divisor, as in: x / y if y else 0';
+end
+$$;
+
+-- The credits of a fixed job.
+create or replace function ducto_private.job_price(p_version integer, p_job text) returns numeric
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_credits constant numeric := (
+    select p.rates[1]
+    from ducto_private.prices as p
+    where p.version = p_version and p.section = 'fixed' and p.key = p_job);
+begin
+  if v_credits is null then
+    perform ducto_private.unknown_job(p_version, p_job);
+  end if;
+  return v_credits;
+end
+$$;
+
+-- The whole price of a usage, part by part, by the terms of a version and a plan.
+create or replace function ducto_private.price(p_terms ducto_private.terms, p_usage jsonb) returns ducto_private.quote
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_model constant text := coalesce(p_usage ->> 'model', '');
+  v_known constant text[] := p_terms.fields || '{fixed_job,tool_calls}';
+  v_job constant text := p_usage ->> 'fixed_job';
+  v_price ducto_private.prices;
+  v_quote ducto_private.quote;
+  v_tool record;
+  v_part numeric;
+  v_most numeric := 0;
+  v_path text;
+begin
+  if p_usage - v_known <> '{}' then
+    perform ducto_private.unknown_metric(p_usage, v_known);
+  end if;
+  v_quote.version := p_terms.version;
+  v_quote.plan_id := nullif(p_terms.plan_id, '');
+
+  if v_model not in ('', 'none') then
+    v_price := ducto_private.find_model(p_terms, v_model);
+    v_quote.resolved_model := v_price.key;
+  end if;
+  if v_price.key is null then
+    select p.*
+    into v_price
+    from ducto_private.prices as p
+    where p.key = '_default' and (p.version, p.section) in ((p_terms.own_version, p_terms.overrides), (p_terms.version, 'models'))
+    order by p.section = 'models'
+    limit 1;
+  end if;
+  if v_price.key is not null then
+    v_quote.model_credits := greatest(0, ducto_private.part(v_price, p_usage, p_terms.factor));
+    v_most := v_quote.model_credits;
+    v_path := v_price.section || '.' || v_price.key;
+  elsif v_model not in ('', 'none')
+    or p_usage @? '$.keyvalue() ? (@.key like_regex "^(input|output|cache_read|cache_write)_tokens$" && @.value <> 0)'
+  then
+    perform ducto_private.unknown_model(p_terms, v_model);
+  else
+    v_quote.model_credits := 0;
+  end if;
+
+  v_quote.tool_credits := 0;
+  if p_usage ? 'tool_calls' then
+    for v_tool in
+      with calls as (
+        select coalesce(c.call ->> 'name', c.call #>> '{}') as name
+        from jsonb_path_query(p_usage, 'strict $.tool_calls ? (@.type() == "array")[*]') as c (call)
+      ), tools as (
+        select p as price, count(*) as calls
+        from calls as c
+        join ducto_private.prices as p on p.version = p_terms.version and p.section = 'tools' and p.key = c.name
+        where p.key <> '_default'
+        group by p
+      )
+      select t.price, t.calls
+      from tools as t
+      union all
+      select p, n.calls - (select coalesce(sum(t.calls), 0) from tools as t)
+      from ducto_private.prices as p
+      cross join lateral (
+        select case jsonb_typeof(p_usage -> 'tool_calls') when 'array' then jsonb_array_length(p_usage -> 'tool_calls')
+          else (p_usage -> 'tool_calls')::numeric end as calls
+      ) as n
+      where p.version = p_terms.version and p.section = 'tools' and p.key = '_default'
+    loop
+      continue when v_tool.calls = 0;
+      v_price := v_tool.price;
+      v_part := ducto_private.part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
+      v_quote.tool_credits := v_quote.tool_credits + v_part;
+      if v_part > v_most then
+        v_most := v_part;
+        v_path := 'tools.' || v_price.key;
+      end if;
+    end loop;
+    v_quote.tool_credits := greatest(0, v_quote.tool_credits);
+  end if;
+
+  v_quote.search_credits := 0;
+  v_quote.cache_savings := 0;
+  for v_price in
+    select p.*
+    from ducto_private.prices as p
+    where p.version = p_terms.version and (p.section, p.key) in (('search', 'costs'), ('cache', 'discount'))
+    order by p.section desc
+  loop
+    v_part := ducto_private.part(v_price, p_usage, p_terms.factor);
+    if v_price.section = 'search' then
+      v_quote.search_credits := greatest(0, v_part);
+    else
+      v_quote.cache_savings := v_part;
+    end if;
+    if v_part > v_most then
+      v_most := v_part;
+      v_path := v_price.section || '.' || v_price.key;
+    end if;
+  end loop;
+
+  v_quote.fixed_credits := 0;
+  if v_job is not null then
+    v_quote.fixed_credits := ducto_private.job_price(p_terms.version, v_job);
+    if v_quote.fixed_credits > v_most then
+      v_path := 'fixed.' || v_job;
+    end if;
+  end if;
+  v_quote.cost := greatest(0,
+    v_quote.model_credits + v_quote.tool_credits + v_quote.search_credits + v_quote.fixed_credits + v_quote.cache_savings);
+  if v_quote.cost > 9223372036854775807 then
+    perform ducto_private.cost_beyond_bigint(v_path);
+  end if;
+  return v_quote;
+end
+$$;
+
+create or replace function ducto.calculate_cost(p_metrics jsonb, p_user_id text default null, p_version integer default null)
+returns ducto.cost_breakdown
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_usage constant jsonb := ducto_private.checked_usage(p_metrics);
+  v_now timestamptz := clock_timestamp();
+  v_plan text;
+  v_terms ducto_private.terms;
+  v_quote ducto_private.quote;
+begin
+  if p_user_id is not null then
+    perform ducto_private.check_text(p_user_id, 'p_user_id');
+    select a.plan_id, greatest(v_now, a.changed_at)
+    into v_plan, v_now
+    from ducto_private.accounts as a
+    where a.account_id = p_user_id;
+    if not found then
+      v_now := clock_timestamp();
+      v_terms := ducto_private.find_terms(p_version, null, v_now);
+      v_plan := v_terms.default_plan;
+    end if;
+  end if;
+  if v_terms.version is null or v_plan is not null then
+    v_terms := ducto_private.find_terms(coalesce(p_version, v_terms.version), v_plan, v_now);
+  end if;
+  v_quote := ducto_private.price(v_terms, v_usage);
+  return row(v_quote.model_credits, v_quote.tool_credits, v_quote.search_credits, v_quote.cache_savings, v_quote.fixed_credits,
+    v_quote.cost,
+    jsonb_build_object(
+      'model', coalesce(v_usage ->> 'model', ''),
+      'input_tokens', coalesce(v_usage -> 'input_tokens', '0'),
+      'output_tokens', coalesce(v_usage -> 'output_tokens', '0'),
+      'tool_count', case jsonb_typeof(v_usage -> 'tool_calls')
+        when 'array' then jsonb_array_length(v_usage -> 'tool_calls')
+        else coalesce((v_usage ->> 'tool_calls')::numeric::bigint, 0) end),
+    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null)::ducto.cost_breakdown;
+end
+$$;
+comment on function ducto.calculate_cost is
+  'The exact price of a usage in credits, for nobody in particular or on the plan of an account, at the active or a given version. Writes nothing.';
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Publishing and activating
+
+create or replace function ducto_private.activate(p_version integer, p_at timestamptz) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -185,9 +427,11 @@ declare
   v_from integer;
   v_first_zone text;
   v_zone text;
+  v_now timestamptz;
   v_plan text;
 begin
   perform ducto_private.lock_setup();
+  v_now := clock_timestamp();
   v_first_zone := ducto_private.first_zone();
   v_zone := coalesce((ducto_private.find_version(p_version)).config ->> 'timezone', 'UTC');
   if v_zone <> v_first_zone then
@@ -197,34 +441,91 @@ begin
   elsif v_zone <> 'UTC' and (v_zone not like '%/%' or not exists (select from pg_timezone_names as n where n.name = v_zone)) then
     perform ducto_private.invalid(format('timezone: this server knows no place %s', v_zone),
       'Use UTC or a name with a place, like Europe/Berlin, of pg_timezone_names.');
+  elsif p_at <= v_now or p_at = 'infinity' then
+    perform ducto_private.invalid(format('p_at must be a time to come, not %s', p_at),
+      'Leave it out to activate at once.');
   end if;
-  v_from := ducto_private.active_version();
-  update ducto_private.pricing_state as s
-  set active_version = p_version;
-  if v_from is distinct from p_version then
-    insert into ducto_private.activations (version, from_version, activated_at, activated_by, role_set)
-    values (p_version, v_from, clock_timestamp(), session_user, current_setting('role'));
-    perform ducto_private.write_dispatcher();
-    for v_plan in
-      select p.plan_id from ducto_private.plans as p where p.version = v_from
-      except
-      select p.plan_id from ducto_private.plans as p where p.version = p_version
-      order by 1
-    loop
-      raise notice 'plan % is not in version %: nobody can be put on it any more, and accounts on it keep its terms of '
-        'version % until set_user_plan moves them', v_plan, p_version, v_from;
-    end loop;
+  v_from := ducto_private.active_version(v_now);
+  if p_at is null and v_from = p_version or (
+    select (a.version, a.starts_at) = (p_version, p_at)
+    from ducto_private.activations as a
+    where a.withdrawn_at is null
+    order by a.activation_id desc
+    limit 1)
+  then
+    return;
   end if;
+  insert into ducto_private.activations (activation_id, version, from_version, starts_at, recorded_at, recorded_by, role_set)
+  select coalesce(max(a.activation_id), 0) + 1, p_version, v_from, coalesce(p_at, '-infinity'), v_now, session_user,
+    current_setting('role')
+  from ducto_private.activations as a
+  on conflict do nothing;
+  for v_plan in
+    select t.plan_id from ducto_private.terms as t where t.version = v_from and t.own_version = v_from and t.plan_id <> ''
+    except
+    select t.plan_id from ducto_private.terms as t where t.version = p_version and t.own_version = p_version
+    order by 1
+  loop
+    raise notice 'plan % is not in version %: nobody can be put on it any more, and accounts on it keep its terms of '
+      'version % until set_user_plan moves them', v_plan, p_version, v_from;
+  end loop;
 end
 $$;
 
--- Publishing what the newest version already is, label included, is that version: an application may publish at each start.
+-- The terms of version p_version: its own plans', and those of plans that it lacks, from the version before. A plan that is
+-- new has terms in the earlier versions too, for accounts on it once one of those is activated again.
+create or replace function ducto_private.write_terms(p_version integer, p_terms jsonb) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  with given as (
+    select g.*
+    from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
+  ), levels as (
+    select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
+      t.default_plan
+    from ducto_private.terms as t
+    where t.plan_id = '' and t.version < p_version
+    union all
+    select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.fields,
+      g.default_plan
+    from given as g
+    where g.plan_id = ''
+  ), plans as (
+    select p_version as version, p_version as own_version, g.plan_id, g.plan_name, g.free_allowance, g.features, g.plan_factor,
+      g.overrides
+    from given as g
+    union all
+    select p_version, t.own_version, t.plan_id, t.plan_name, t.free_allowance, t.features, t.plan_factor, t.overrides
+    from ducto_private.terms as t
+    where t.version = p_version - 1 and not exists (select from given as g where g.plan_id = t.plan_id)
+    union all
+    select l.version, p_version, g.plan_id, g.plan_name, g.free_allowance, g.features, g.plan_factor, g.overrides
+    from given as g
+    join levels as l on l.version < p_version
+    where not exists (select from ducto_private.terms as t where t.version = l.version and t.plan_id = g.plan_id)
+  )
+  insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
+    min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, default_plan, default_id, default_rates)
+  select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.features, p.plan_factor, p.overrides,
+    l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
+    l.default_plan, d.composed_id, d.composed_rates
+  from plans as p
+  join levels as l on l.version = p.version
+  left join ducto_private.prices as d on d.version = p.version and d.section = 'models' and d.key = '_default';
+end
+$$;
+
+-- Publishing what a version already is, label included, is that version: an application may publish at each start.
 create or replace function ducto_private.publish(
-  p_config jsonb, p_label text, p_price_function text, p_plans jsonb, p_activate boolean) returns integer
+  p_config jsonb, p_label text, p_formulas jsonb, p_prices jsonb, p_terms jsonb, p_activate boolean,
+  p_at timestamptz default null) returns integer
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_hash constant bigint := jsonb_hash_extended(p_config, 0);
   v_version integer;
 begin
   perform ducto_private.lock_setup();
@@ -232,35 +533,31 @@ begin
   select v.version
   into v_version
   from ducto_private.pricing_versions as v
-  where v.version = (select s.last_version from ducto_private.pricing_state as s)
-    and v.config = p_config and v.price_function = p_price_function and v.label is not distinct from p_label;
+  where v.config_hash = v_hash and v.config = p_config and v.label is not distinct from p_label
+  order by v.version desc
+  limit 1;
   if not found then
-    update ducto_private.pricing_state as s
-    set last_version = s.last_version + 1
-    returning s.last_version into v_version;
-    insert into ducto_private.pricing_versions (version, label, config, price_function, created_at, created_by)
-    values (v_version, p_label, p_config, p_price_function, clock_timestamp(), session_user);
-    insert into ducto_private.plans (version, plan_id, name, free_allowance, features, override_function)
-    select v_version, p.plan_id, p.name, p.free_allowance, coalesce(p.features, '{}'), p.override_function
-    from jsonb_to_recordset(p_plans)
-      as p (plan_id text, name text, free_allowance bigint, features jsonb, override_function text);
+    insert into ducto_private.pricing_versions (version, label, config, config_hash, created_at, created_by)
+    select coalesce(max(v.version), 0) + 1, p_label, p_config, v_hash, clock_timestamp(), session_user
+    from ducto_private.pricing_versions as v
+    on conflict do nothing
+    returning version into v_version;
+    insert into ducto_private.formulas (formula_id, body)
+    select ('x' || left(encode(sha256(convert_to(f.body, 'UTF8')), 'hex'), 16))::bit(64)::bigint, f.body
+    from jsonb_to_recordset(p_formulas) as f (body text)
+    on conflict do nothing;
+    perform ducto_private.make_formulas();
+    insert into ducto_private.prices (version, section, key, formula_id, composed_id, rates, composed_rates, prefixes)
+    select v_version, p.section, p.key, p.formula_id, p.composed_id, p.rates, p.composed_rates, p.prefixes
+    from jsonb_populate_recordset(null::ducto_private.prices, p_prices) as p;
+    perform ducto_private.write_terms(v_version, p_terms);
+    -- Plans that a session made when these tables were nearly empty would read them from end to end.
+    analyze ducto_private.prices, ducto_private.terms, ducto_private.activations;
   end if;
   if p_activate then
-    perform ducto_private.activate(v_version);
+    perform ducto_private.activate(v_version, p_at);
   end if;
   return v_version;
-end
-$$;
-
--- The active version's number, or null.
-create or replace function ducto_private.active_version() returns integer
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return (
-    select s.active_version
-    from ducto_private.pricing_state as s);
 end
 $$;
 
@@ -283,7 +580,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
   select v.id::text, v.config, v.version, v.label, null::text
-  from (values (ducto_private.active_version())) as a (version)
+  from (values (ducto_private.active_version(clock_timestamp()))) as a (version)
   left join ducto_private.pricing_versions as v on v.version = a.version
 $$;
 comment on function ducto.get_active_pricing is 'The active pricing version; nulls where none is.';
@@ -293,58 +590,46 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-  select v.id::text, v.version, v.label, v.version is not distinct from ducto_private.active_version(), v.created_at, null::text
+  select v.id::text, v.version, v.label, v.version is not distinct from a.version, v.created_at, null::text
   from ducto_private.pricing_versions as v
+  cross join (values (ducto_private.active_version(clock_timestamp()))) as a (version)
   order by v.version desc
 $$;
 comment on function ducto.get_pricing_history is 'All published pricing versions, newest first.';
 
-create or replace function ducto.activate_pricing(p_version integer) returns ducto.pricing_config_result
+create or replace function ducto.activate_pricing(p_version integer, p_at timestamptz default null)
+returns ducto.pricing_config_result
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 begin
-  perform ducto_private.activate(p_version);
+  perform ducto_private.activate(p_version, p_at);
   return ducto.get_pricing_config(p_version);
 end
 $$;
-comment on function ducto.activate_pricing is 'Makes a published version the one that prices from now on; earlier charges keep theirs. Recorded and reversible.';
+comment on function ducto.activate_pricing is
+  'Makes a published version the one that prices from now on, or from p_at on without any job; earlier charges keep theirs. At once ends every schedule recorded before. Recorded and reversible.';
 
-create or replace function ducto.calculate_cost(p_metrics jsonb, p_user_id text default null, p_version integer default null)
-returns ducto.cost_breakdown
-language plpgsql stable security definer
+create or replace function ducto.unschedule_pricing(p_version integer) returns ducto.pricing_config_result
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_plan text;
-  v_seen boolean := true;
-  v_quote ducto_private.quote;
+  v_now timestamptz;
 begin
-  perform ducto_private.check_usage(p_metrics);
-  if p_user_id is not null then
-    perform ducto_private.check_text(p_user_id, 'p_user_id');
-    select a.plan_id
-    into v_plan
-    from ducto_private.accounts as a
-    where a.account_id = p_user_id;
-    v_seen := found;
+  perform ducto_private.lock_setup();
+  perform ducto_private.find_version(p_version);
+  v_now := clock_timestamp();
+  update ducto_private.activations as a
+  set withdrawn_at = v_now
+  where a.version = p_version and a.starts_at > v_now and a.withdrawn_at is null;
+  if not found then
+    perform ducto_private.invalid(format('version %s is not scheduled', p_version),
+      'Only an activation with a time to come can be taken back; activate another version to end the present one.');
   end if;
-  v_quote := ducto_private.fresh_quote(p_version, p_metrics, null, v_plan, not v_seen);
-  return row(v_quote.model_credits, v_quote.tool_credits, v_quote.search_credits, v_quote.cache_savings, v_quote.fixed_credits,
-    v_quote.cost,
-    jsonb_build_object(
-      'model', coalesce(p_metrics ->> 'model', ''),
-      'input_tokens', coalesce(p_metrics -> 'input_tokens', '0'),
-      'output_tokens', coalesce(p_metrics -> 'output_tokens', '0'),
-      'tool_count', case jsonb_typeof(p_metrics -> 'tool_calls')
-        when 'array' then jsonb_array_length(p_metrics -> 'tool_calls')
-        else coalesce((p_metrics ->> 'tool_calls')::numeric::bigint, 0) end),
-    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null)::ducto.cost_breakdown;
+  return ducto.get_pricing_config(p_version);
 end
 $$;
-comment on function ducto.calculate_cost is
-  'The exact price of a usage in credits, for nobody in particular or on the plan of an account, at the active or a given version. Writes nothing.';
-
-select ducto_private.write_dispatcher();
+comment on function ducto.unschedule_pricing is 'Takes back the activations of a version whose time has not come.';

@@ -1,17 +1,7 @@
--- Accounts: opening, the one writer of balances, what has expired, and the rule of admission.
+-- Accounts: opening, the writer of the ledger, periods, and what has expired.
 --
--- A call decides on row variables under the account's lock and writes last, so that a refusal needs no rollback.
--- post() writes the ledger and the account with it, for all but the plain charge of ducto.deduct().
-
--- Whether an account uses nothing but its balance, so that a charge need look at nothing else.
-create or replace function ducto_private.is_plain(p_account ducto_private.accounts) returns boolean
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return p_account.kind = 'user' and p_account.plan_id is null and p_account.holds = 0 and p_account.lots = 0 and p_account.caps = 0;
-end
-$$;
+-- Whoever changes an account locks its row, decides, and writes last, so that a refusal needs no rollback. Charges and holds
+-- write by themselves (spend()); every other row of the ledger is written by post().
 
 -- Puts an event into the outbox. Only edges are events: a charge that crosses none writes none.
 create or replace function ducto_private.emit(p_account_id text, p_type text, p_payload jsonb, p_now timestamptz) returns void
@@ -24,109 +14,78 @@ begin
 end
 $$;
 
--- Saves what a call changed of an account where no ledger row tells it: holds, limits, caps, plans, members.
-create or replace function ducto_private.save(p_account ducto_private.accounts, p_now timestamptz) returns void
+-- Tells of a debit that took the balance below zero, or down to the low balance.
+create or replace function ducto_private.tell_balance(
+  p_account_id text, p_before bigint, p_after bigint, p_low_balance bigint, p_now timestamptz) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  update ducto_private.accounts as a
-  set held = p_account.held,
-    credit_limit = p_account.credit_limit,
-    revision = p_account.revision + 1,
-    allowance_used = p_account.allowance_used,
-    changed_at = p_now,
-    allowance_start = p_account.allowance_start,
-    allowance_end = p_account.allowance_end,
-    holds_due_at = p_account.holds_due_at,
-    lots_due_at = p_account.lots_due_at,
-    holds = p_account.holds,
-    caps = p_account.caps,
-    plan_id = p_account.plan_id,
-    plain = ducto_private.is_plain(p_account)
-  where a.account_id = p_account.account_id;
+  if p_before >= 0 and p_after < 0 then
+    perform ducto_private.emit(p_account_id, 'debt_begun', jsonb_build_object('balance', p_after), p_now);
+  end if;
+  if p_before > p_low_balance and p_after <= p_low_balance and p_low_balance > 0 then
+    perform ducto_private.emit(p_account_id, 'low_balance',
+      jsonb_build_object('balance', p_after, 'low_balance', p_low_balance), p_now);
+  end if;
 end
 $$;
 
--- Writes a row into the ledger of p_account, and the account with it. It returns the row's id; its place in the order is
--- p_account.seq + 1, its revision p_account.revision + 1.
+-- Writes a row into the ledger, other than a charge's, and the account with it. Returns the row's id.
 create or replace function ducto_private.post(
-  p_account ducto_private.accounts,
+  p_account_id text,
   p_now timestamptz,
   p_type text,
   p_amount bigint,
   p_key text default null,
   p_fingerprint bigint default null,
   p_metadata jsonb default null,
-  p_cost numeric default null,
+  p_purchased bigint default 0,
+  p_pricing_version integer default null,
   p_model text default null,
   p_resolved_model text default null,
-  p_usage jsonb default null,
-  p_pricing_version integer default null,
-  p_plan_id text default null,
-  p_reservation_id uuid default null,
-  p_refers_to uuid default null,
   p_actor_id text default null,
-  p_allowance_used bigint default 0,
+  p_refers_to uuid default null,
+  p_allowance_restored bigint default 0,
   p_allowance_lapsed bigint default 0,
-  p_shortfall bigint default 0,
-  p_warnings text[] default null,
-  p_lifetime_purchased bigint default null,
   p_expires_at timestamptz default null,
+  p_occurred_at timestamptz default null,
   p_paid_amount numeric default null,
   p_paid_currency text default null,
   p_reference text default null,
-  p_reason text default null,
-  p_id uuid default null,
-  p_low_balance bigint default null)
+  p_reason text default null)
 returns uuid
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_id uuid := coalesce(p_id, ducto_private.new_id());
-  v_balance bigint := p_account.balance + p_amount;
+  v_id uuid;
+  v_account ducto_private.accounts;
 begin
   update ducto_private.accounts as a
-  set balance = v_balance,
-    held = p_account.held,
-    lifetime_purchased = p_account.lifetime_purchased,
-    seq = p_account.seq + 1,
-    revision = p_account.revision + 1,
-    allowance_used = p_account.allowance_used,
-    changed_at = p_now,
-    allowance_start = p_account.allowance_start,
-    allowance_end = p_account.allowance_end,
-    holds_due_at = p_account.holds_due_at,
-    lots_due_at = p_account.lots_due_at,
-    holds = p_account.holds,
-    lots = p_account.lots,
-    carry = p_account.carry,
-    plain = ducto_private.is_plain(p_account)
-  where a.account_id = p_account.account_id;
-  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision, created_at,
-    fingerprint, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id,
-    reservation_id, idempotency_key, metadata)
-  values (v_id, p_account.seq + 1, p_amount, v_balance, p_allowance_used, p_account.revision + 1, p_now,
-    p_fingerprint, p_pricing_version, p_account.account_id, p_type, p_account.carry, p_cost, p_usage,
-    p_model, p_resolved_model, p_plan_id, p_actor_id, p_reservation_id, p_key, p_metadata);
-  if p_type <> 'usage' or p_shortfall > 0 or p_warnings is not null then
-    insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
-      lifetime_purchased, warnings, expires_at, paid_amount, paid_currency, reference, reason)
-    values (v_id, p_account.account_id, p_account.seq + 1, p_refers_to, p_allowance_lapsed, p_shortfall, p_lifetime_purchased,
-      p_warnings, p_expires_at, p_paid_amount, p_paid_currency, p_reference, p_reason);
-  end if;
+  set balance = a.balance + p_amount,
+    lifetime_purchased = a.lifetime_purchased + p_purchased,
+    allowance_used = a.allowance_used - p_allowance_restored,
+    seq = a.seq + 1,
+    revision = a.revision + 1,
+    changed_at = p_now
+  where a.account_id = p_account_id
+  returning a.* into v_account;
+  insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
+    pricing_version, account_id, type, carry_after, model, resolved_model, actor_id, idempotency_key, metadata)
+  values (v_account.seq, p_amount, v_account.balance, -p_allowance_restored, v_account.revision, p_now, p_fingerprint,
+    p_pricing_version, p_account_id, p_type, v_account.carry, p_model, p_resolved_model, p_actor_id, p_key, p_metadata)
+  returning transaction_id into v_id;
+  insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
+    lifetime_purchased, expires_at, occurred_at, paid_amount, paid_currency, reference, reason)
+  values (v_id, p_account_id, v_account.seq, p_refers_to, p_allowance_lapsed, 0,
+    case when p_type not in ('refund', 'expiry') then v_account.lifetime_purchased end, p_expires_at, p_occurred_at, p_paid_amount,
+    p_paid_currency, p_reference, p_reason);
   if p_amount < 0 then
-    if p_account.balance >= 0 and v_balance < 0 then
-      perform ducto_private.emit(p_account.account_id, 'debt_begun', jsonb_build_object('balance', v_balance), p_now);
-    end if;
-    if p_low_balance is null and ducto_private.active_version() is not null then
-      p_low_balance := (ducto_private.terms(null, false)).low_balance;
-    end if;
-    if p_account.balance > p_low_balance and v_balance <= p_low_balance and p_low_balance > 0 then
-      perform ducto_private.emit(p_account.account_id, 'low_balance',
-        jsonb_build_object('balance', v_balance, 'low_balance', p_low_balance), p_now);
-    end if;
+    perform ducto_private.tell_balance(p_account_id, v_account.balance - p_amount, v_account.balance, (
+      select t.low_balance
+      from ducto_private.terms as t
+      where t.version = ducto_private.active_version(p_now) and t.plan_id = ''), p_now);
   end if;
   return v_id;
 end
@@ -144,77 +103,39 @@ begin
 end
 $$;
 
--- An account as it would open now, on the default plan and with its bonus; where no version is active, with neither.
-create or replace function ducto_private.unopened(p_account_id text, p_terms ducto_private.quote) returns ducto_private.accounts
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_now timestamptz := clock_timestamp();
-  v_account ducto_private.accounts;
-begin
-  v_account.account_id := p_account_id;
-  v_account.kind := 'user';
-  v_account.plan_id := p_terms.default_plan;
-  v_account.balance := coalesce(p_terms.signup_bonus, 0);
-  v_account.held := 0;
-  v_account.credit_limit := 0;
-  v_account.lifetime_purchased := 0;
-  v_account.seq := 0;
-  v_account.revision := 0;
-  v_account.allowance_used := 0;
-  v_account.holds := 0;
-  v_account.lots := 0;
-  v_account.caps := 0;
-  v_account.carry := 0;
-  v_account.opened_at := v_now;
-  v_account.changed_at := v_now;
-  return v_account;
-end
-$$;
-
--- The account that a hold or a charge of an unknown user would open; null where the config opens none.
-create or replace function ducto_private.would_open(p_account_id text) returns ducto_private.accounts
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_terms ducto_private.quote := ducto_private.terms(null, true);
-begin
-  if v_terms.default_plan is null and v_terms.signup_bonus = 0 then
-    return null;
-  end if;
-  return ducto_private.unopened(p_account_id, v_terms);
-end
-$$;
-
--- Inserts an account and its signup bonus. Null if another session was first: then begin again.
-create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_terms ducto_private.quote)
+-- An account as it would open at p_now by these terms, on their default plan and with their bonus.
+create or replace function ducto_private.unopened(p_account_id text, p_kind text, p_now timestamptz, p_terms ducto_private.terms)
 returns ducto_private.accounts
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, null, 0, 0, 0, p_account_id,
+    p_kind, 0, p_terms.default_plan)::ducto_private.accounts;
+end
+$$;
+
+-- Inserts an account and its bonus, if it has one. False if another session was first: then begin again.
+create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_version integer) returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
-    changed_at, holds, lots, caps, account_id, kind, carry, plan_id, plain)
+    changed_at, holds, lots, caps, account_id, kind, carry, plan_id)
   values (0, 0, 0, 0, 0, 0, 0, p_account.opened_at, p_account.changed_at, 0, 0, 0, p_account.account_id, p_account.kind, 0,
-    p_account.plan_id, ducto_private.is_plain(p_account))
+    p_account.plan_id)
   on conflict do nothing;
   if not found then
-    return null;
+    return false;
   end if;
   perform ducto_private.emit(p_account.account_id, 'account_opened',
-    jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', p_account.balance),
-    p_account.opened_at);
-  p_account.balance := 0;
-  if p_terms.signup_bonus > 0 then
-    perform ducto_private.post(p_account, p_account.opened_at, 'signup_bonus', p_terms.signup_bonus,
-      p_pricing_version => p_terms.version, p_lifetime_purchased => 0);
-    p_account.balance := p_terms.signup_bonus;
-    p_account.seq := 1;
-    p_account.revision := 1;
+    jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', p_account.balance), p_account.opened_at);
+  if p_account.balance > 0 and p_account.kind = 'user' then
+    perform ducto_private.post(p_account.account_id, p_account.opened_at, 'signup_bonus', p_account.balance,
+      p_pricing_version => p_version);
   end if;
-  return p_account;
+  return true;
 end
 $$;
 
@@ -235,25 +156,34 @@ begin
 end
 $$;
 
--- Locks an account, opening it first where it is unknown: for the calls that may open one.
+-- Locks an account, opening it first where it is unknown: for the calls that may open one. changed_at of its answer is the
+-- time of the call.
 create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_now timestamptz;
+  v_version integer;
+  v_terms ducto_private.terms;
   v_account ducto_private.accounts;
-  v_terms ducto_private.quote;
+  v_opened boolean := false;
 begin
   loop
     v_account := ducto_private.lock_account(p_account_id);
-    exit when v_account.account_id is not null;
-    if ducto_private.active_version() is not null then
-      v_terms := ducto_private.terms(null, true);
+    if v_account.account_id is not null then
+      if not v_opened then
+        v_account.changed_at := greatest(clock_timestamp(), v_account.changed_at);
+      end if;
+      return v_account;
     end if;
-    v_account := ducto_private.open_account(ducto_private.unopened(p_account_id, v_terms), v_terms);
-    exit when v_account.account_id is not null;
+    v_now := clock_timestamp();
+    v_version := ducto_private.active_version(v_now);
+    if v_version is not null then
+      v_terms := ducto_private.find_terms(v_version, null, v_now);
+    end if;
+    v_opened := ducto_private.open_account(ducto_private.unopened(p_account_id, 'user', v_now, v_terms), v_version);
   end loop;
-  return v_account;
 end
 $$;
 
@@ -292,6 +222,21 @@ begin
 end
 $$;
 
+-- What a plan's allowance of the period of p_now still pays.
+create or replace function ducto_private.allowance_left(
+  p_account ducto_private.accounts, p_terms ducto_private.terms, p_now timestamptz) returns bigint
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_account.plan_id is null or p_terms.free_allowance is null then
+    return 0;
+  end if;
+  return greatest(0,
+    p_terms.free_allowance - (ducto_private.roll_allowance(p_account, p_now, p_terms.timezone)).allowance_used);
+end
+$$;
+
 -- Whether something of an account expired by p_now that its row still counts.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language plpgsql immutable
@@ -302,13 +247,16 @@ begin
 end
 $$;
 
--- An account as it stands at p_now, what has expired dropped. Whoever then saves it calls write_expiry() first.
-create or replace function ducto_private.drop_expired(p_account ducto_private.accounts, p_now timestamptz)
+-- An account as it stands at p_now, what has expired dropped. Whoever then writes calls write_expiry() first.
+create or replace function ducto_private.without_expired(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  if not ducto_private.is_due(p_account, p_now) then
+    return p_account;
+  end if;
   select coalesce(sum(r.held), 0), count(*), min(r.expires_at)
   into p_account.held, p_account.holds, p_account.holds_due_at
   from ducto_private.reservations as r
@@ -323,43 +271,44 @@ begin
 end
 $$;
 
--- Records what drop_expired() dropped. The account's balance is already net of it, its seq and revision are not.
-create or replace function ducto_private.write_expiry(p_account ducto_private.accounts, p_now timestamptz)
-returns ducto_private.accounts
+-- Records what has expired of an account by p_now: its holds, and of its lots a row for each moment at which some credits
+-- were due, or no longer kept for a hold. Returns the number of rows.
+create or replace function ducto_private.write_expiry(p_account_id text, p_now timestamptz) returns integer
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_lots ducto_private.due_lot[];
-  v_lot ducto_private.due_lot;
+  v_steps constant ducto_private.due_lot[] := array(
+    select s
+    from ducto_private.expiry_steps(p_account_id, p_now) as s
+    order by s.due_at, s.expires_at, s.seq);
+  v_step ducto_private.due_lot;
   v_id uuid;
 begin
   update ducto_private.reservations as r
   set status = 'expired', held = 0, ended_at = r.expires_at
-  where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at <= p_now;
-  v_lots := array(
-    select d
-    from ducto_private.due_lots(p_account.account_id, p_now) as d
-    where d.expired > 0
-    order by d.expires_at, d.seq);
-  p_account.balance := p_account.balance + (
-    select coalesce(sum(l.expired), 0)
-    from unnest(v_lots) as l);
-  foreach v_lot in array v_lots loop
-    v_id := ducto_private.post(p_account, p_now, 'expiry', -v_lot.expired, p_refers_to => v_lot.transaction_id,
-      p_expires_at => v_lot.expires_at);
-    p_account.balance := p_account.balance - v_lot.expired;
-    p_account.seq := p_account.seq + 1;
-    p_account.revision := p_account.revision + 1;
-    perform ducto_private.take_lots(p_account.account_id, v_id, v_lot.expired, '-infinity', p_now, v_lot.lot_id);
-    perform ducto_private.emit(p_account.account_id, 'lot_expired', jsonb_build_object('lot_id', v_lot.lot_id,
-      'transaction_id', v_lot.transaction_id, 'amount', v_lot.expired, 'expires_at', v_lot.expires_at), p_now);
+  where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now;
+  foreach v_step in array v_steps loop
+    v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_refers_to => v_step.transaction_id,
+      p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
+    perform ducto_private.take_lots(p_account_id, v_id, v_step.expired, '-infinity', p_now, v_step.lot_id);
+    perform ducto_private.emit(p_account_id, 'lot_expired', jsonb_build_object('lot_id', v_step.lot_id,
+      'transaction_id', v_step.transaction_id, 'amount', v_step.expired, 'expires_at', v_step.expires_at), p_now);
   end loop;
-  return p_account;
+  update ducto_private.accounts as a
+  set held = h.held, holds = h.holds, holds_due_at = h.due_at
+  from (
+    select coalesce(sum(r.held), 0) as held, count(*) as holds, min(r.expires_at) as due_at
+    from ducto_private.reservations as r
+    where r.account_id = p_account_id and r.status = 'active'
+  ) as h
+  where a.account_id = p_account_id;
+  perform ducto_private.count_lots(p_account_id, p_now);
+  return cardinality(v_steps);
 end
 $$;
 
--- For calls that change an account whatever has expired: the account as it stands at p_now, and recorded as such.
+-- For calls that change an account whatever has expired: records it, and answers the account as it stands.
 create or replace function ducto_private.expire(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
@@ -367,7 +316,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   if ducto_private.is_due(p_account, p_now) then
-    return ducto_private.write_expiry(ducto_private.drop_expired(p_account, p_now), p_now);
+    perform ducto_private.write_expiry(p_account.account_id, p_now);
+    select a.*
+    into p_account
+    from ducto_private.accounts as a
+    where a.account_id = p_account.account_id;
   end if;
   return p_account;
 end
@@ -386,55 +339,6 @@ begin
   from ducto_private.accounts as a
   where a.account_id = p_account_id;
   v_account.changed_at := greatest(clock_timestamp(), v_account.changed_at);
-  if ducto_private.is_due(v_account, v_account.changed_at) then
-    return ducto_private.drop_expired(v_account, v_account.changed_at);
-  end if;
-  return v_account;
-end
-$$;
-
--- What a plan's allowance of the current period still pays.
-create or replace function ducto_private.allowance_left(p_account ducto_private.accounts, p_terms ducto_private.quote)
-returns bigint
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return case when p_account.plan_id is null or p_terms.free_allowance is null then 0
-    else greatest(0, p_terms.free_allowance - p_account.allowance_used) end;
-end
-$$;
-
--- The least balance that a hold or a charge must leave: the hold's own minimum, else min_balance (of teams none), less the
--- credit limit.
-create or replace function ducto_private.floor_of(p_account ducto_private.accounts, p_own bigint, p_min_balance bigint)
-returns bigint
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return coalesce(p_own, case p_account.kind when 'team' then 0 else p_min_balance end, 0) - p_account.credit_limit;
-end
-$$;
-
--- The rule of admission for holds, and for charges without one: why p_amount more is refused, or null. p_exceeded is of
--- caps_exceeded(); p_amount, together with the other holds and after the allowance, must leave the balance at its floor.
--- Numeric, because the sum may pass bigint where the answer is no.
-create or replace function ducto_private.admission_error(
-  p_account ducto_private.accounts, p_member ducto_private.team_members, p_now timestamptz, p_terms ducto_private.quote,
-  p_exceeded ducto_private.spend_caps[], p_amount bigint, p_left bigint, p_own_floor bigint) returns text
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_demand constant numeric := p_account.held::numeric + p_amount - p_left;
-begin
-  return case
-    when (p_exceeded[1]).action = 'deny' then 'spend_cap_exceeded'
-    when p_member.spend_cap is not null
-      and ducto_private.member_exceeds(p_member, p_account, p_now, p_terms.timezone, p_amount, p_left) then 'member_cap_exceeded'
-    when p_amount > 0 and v_demand > 0
-      and p_account.balance - v_demand < ducto_private.floor_of(p_account, p_own_floor, p_terms.min_balance)
-      then 'insufficient_credits' end;
+  return ducto_private.without_expired(v_account, v_account.changed_at);
 end
 $$;

@@ -13,7 +13,7 @@ as $$
 begin
   return query
   select x.lot_id, x.transaction_id, x.expires_at, x.seq, x.remainder,
-    (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint
+    (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint, p_now
   from (
     select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq)) as expired
     from (
@@ -26,6 +26,36 @@ begin
       where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
     ) as d
   ) as x;
+end
+$$;
+
+-- What of each lot expired at which moment up to p_now, and is not yet recorded. A moment is when a lot was due, when a hold
+-- ended that had kept it, or when the account says that something is due since a hold was let go.
+create or replace function ducto_private.expiry_steps(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+  select s.lot_id, s.transaction_id, s.expires_at, s.seq, s.remainder, s.step, s.due_at
+  from (
+    select d.*, d.expired - lag(d.expired, 1, 0::bigint) over (partition by d.lot_id order by m.at) as step
+    from (
+      select a.lots_due_at as at
+      from ducto_private.accounts as a
+      where a.account_id = p_account_id and a.lots > 0 and a.lots_due_at <= p_now
+      union
+      select l.expires_at
+      from ducto_private.credit_lots as l
+      where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
+      union
+      select r.expires_at
+      from ducto_private.reservations as r
+      where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now
+    ) as m (at)
+    cross join lateral ducto_private.due_lots(p_account_id, m.at) as d
+  ) as s
+  where s.step > 0;
 end
 $$;
 
@@ -43,18 +73,15 @@ end
 $$;
 
 -- What an account's due lots keep for holds, once write_expiry() has run.
-create or replace function ducto_private.kept(p_account ducto_private.accounts, p_now timestamptz) returns bigint
+create or replace function ducto_private.kept(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if p_account.lots = 0 then
-    return 0;
-  end if;
   return (
     select coalesce(sum(l.remainder), 0)
     from ducto_private.credit_lots as l
-    where l.account_id = p_account.account_id and l.remainder > 0 and l.expires_at <= p_now);
+    where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now);
 end
 $$;
 
@@ -95,68 +122,69 @@ begin
 end
 $$;
 
--- An account with its lots counted anew.
-create or replace function ducto_private.count_lots(p_account ducto_private.accounts, p_now timestamptz)
-returns ducto_private.accounts
-language plpgsql stable
+-- Counts an account's lots anew.
+create or replace function ducto_private.count_lots(p_account_id text, p_now timestamptz) returns void
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  p_account.lots := (
-    select count(*)
+  update ducto_private.accounts as a
+  set lots = l.lots, lots_due_at = l.due_at
+  from (
+    select count(*) as lots, min(l.expires_at) filter (where l.expires_at > p_now) as due_at
     from ducto_private.credit_lots as l
-    where l.account_id = p_account.account_id and l.remainder > 0);
-  p_account.lots_due_at := ducto_private.next_lot(p_account.account_id, p_now);
-  return p_account;
+    where l.account_id = p_account_id and l.remainder > 0
+  ) as l
+  where a.account_id = p_account_id;
 end
 $$;
 
 -- Takes a debit from an account's lots as far as they go: at most p_held of it from due ones, kept for a hold taken at
 -- p_held_since, the rest from those not yet due, p_first before all.
 create or replace function ducto_private.burn(
-  p_account ducto_private.accounts,
+  p_account_id text,
   p_now timestamptz,
   p_id uuid,
   p_debit bigint,
   p_held bigint default 0,
   p_held_since timestamptz default null,
   p_first uuid default null)
-returns ducto_private.accounts
+returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_held > 0 then
-    p_debit := p_debit - ducto_private.take_lots(p_account.account_id, p_id, least(p_debit, p_held), p_held_since, p_now, null);
+    p_debit := p_debit - ducto_private.take_lots(p_account_id, p_id, least(p_debit, p_held), p_held_since, p_now, null);
   end if;
-  perform ducto_private.take_lots(p_account.account_id, p_id, p_debit, p_now, 'infinity', p_first);
-  return ducto_private.count_lots(p_account, p_now);
+  perform ducto_private.take_lots(p_account_id, p_id, p_debit, p_now, 'infinity', p_first);
+  perform ducto_private.count_lots(p_account_id, p_now);
 end
 $$;
 
--- Opens a lot of what p_amount leaves once the account's debt is paid.
+-- Opens a lot of p_amount of the credits that a row of the ledger gave.
 create or replace function ducto_private.open_lot(
-  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_amount bigint, p_expires_at timestamptz)
-returns ducto_private.accounts
+  p_account_id text, p_now timestamptz, p_id uuid, p_amount bigint, p_expires_at timestamptz)
+returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_amount > 0 then
     insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq)
-    values (ducto_private.new_id(), p_account.account_id, p_id, p_amount, p_amount, p_expires_at, p_now, p_account.seq + 1);
-    p_account.lots := p_account.lots + 1;
-    p_account.lots_due_at := least(p_account.lots_due_at, p_expires_at);
+    select ducto_private.new_id(), p_account_id, p_id, p_amount, p_amount, p_expires_at, p_now, t.seq
+    from ducto_private.transactions as t
+    where t.transaction_id = p_id and t.account_id = p_account_id;
+    perform ducto_private.count_lots(p_account_id, p_now);
   end if;
-  return p_account;
 end
 $$;
 
 -- Gives a refund's credits back to the lots from which its charge took them, the last one first: in all refunds p_upto, now
 -- at most p_left. What belongs to lots that are due by now becomes a lot of 720 hours.
 create or replace function ducto_private.restore_lots(
-  p_account ducto_private.accounts, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
-returns ducto_private.accounts
+  p_account_id text, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
+returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -165,7 +193,7 @@ declare
     select coalesce(sum(e.amount + e.elsewhere), 0)
     from ducto_private.transaction_details as d
     join ducto_private.lot_entries as e on e.transaction_id = d.transaction_id and e.account_id = d.account_id
-    where d.account_id = p_account.account_id and d.refers_to = p_charge_id);
+    where d.account_id = p_account_id and d.refers_to = p_charge_id);
   v_upto numeric := least(p_upto, v_before + p_left);
   v_due bigint;
 begin
@@ -175,7 +203,7 @@ begin
     from ducto_private.lot_entries as e
     join ducto_private.credit_lots as l on l.lot_id = e.lot_id and l.account_id = e.account_id
     join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
-    where e.transaction_id = p_charge_id and e.account_id = p_account.account_id
+    where e.transaction_id = p_charge_id and e.account_id = p_account_id
   ), given as (
     -- What a removal of the lot's grant took elsewhere in its place comes back there, as credits that do not expire.
     select t.lot_id, t.expires_at > p_now as open, p.part, greatest(0, least(p.part, a.room))::bigint as amount
@@ -187,20 +215,20 @@ begin
       select t.granted - t.remainder + coalesce(sum(g.amount), 0) - (
         select coalesce(sum(e.renewed), 0)
         from ducto_private.lot_entries as e
-        where e.lot_id = t.lot_id and e.account_id = p_account.account_id) as room
+        where e.lot_id = t.lot_id and e.account_id = p_account_id) as room
       from ducto_private.transaction_details as d
       join ducto_private.transactions as g on g.transaction_id = d.transaction_id and g.account_id = d.account_id
-      where d.account_id = p_account.account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
+      where d.account_id = p_account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
     ) as a
     where p.part > 0
   ), changed as (
     update ducto_private.credit_lots as l
     set remainder = l.remainder + g.amount
     from given as g
-    where g.open and l.lot_id = g.lot_id and l.account_id = p_account.account_id
+    where g.open and l.lot_id = g.lot_id and l.account_id = p_account_id
   ), entered as (
     insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount, elsewhere, renewed)
-    select p_id, g.lot_id, p_account.account_id, case when g.open then g.amount else 0 end,
+    select p_id, g.lot_id, p_account_id, case when g.open then g.amount else 0 end,
       case when g.open then g.part - g.amount else g.part end, case when g.open then 0 else g.amount end
     from given as g
   )
@@ -208,8 +236,8 @@ begin
   into v_due
   from given as g
   where not g.open;
-  p_account := ducto_private.count_lots(p_account, p_now);
-  return ducto_private.open_lot(p_account, p_now, p_id, v_due, p_now + interval '720 hours');
+  perform ducto_private.count_lots(p_account_id, p_now);
+  perform ducto_private.open_lot(p_account_id, p_now, p_id, v_due, p_now + interval '720 hours');
 end
 $$;
 
@@ -240,7 +268,7 @@ begin
     ) as a
     cross join lateral ducto_private.due_lots(a.account_id, v_now) as d
     where d.expired > 0;
-    return row(v_count, v_amount, true, null)::ducto.sweep_result;
+    return row(v_count, least(v_amount, 9223372036854775807), true, null)::ducto.sweep_result;
   end if;
   for v_account_id in
     select l.account_id
@@ -262,13 +290,13 @@ begin
     from ducto_private.due_lots(v_account_id, v_now) as d
     where d.expired > 0;
     continue when v_lots = 0;
-    perform ducto_private.write_expiry(ducto_private.drop_expired(v_account, v_now), v_now);
+    perform ducto_private.write_expiry(v_account_id, v_now);
     v_count := v_count + v_lots;
     v_amount := v_amount + v_due;
     v_limit := v_limit - 1;
     exit when v_limit = 0;
   end loop;
-  return row(v_count, v_amount, false, null)::ducto.sweep_result;
+  return row(v_count, least(v_amount, 9223372036854775807), false, null)::ducto.sweep_result;
 end
 $$;
 comment on function ducto.sweep_expired_credits is

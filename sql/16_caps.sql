@@ -69,74 +69,112 @@ begin
 end
 $$;
 
--- What would be debited of the holds that a cap matches and of p_amount more: all holds are H, the allowance left A.
-create or replace function ducto_private.demand(p_matched bigint, p_held bigint, p_amount bigint, p_left bigint) returns numeric
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return least(p_matched::numeric + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
-end
-$$;
-
--- The caps that an amount would exceed: those that deny first, the one with the least room before the others.
-create or replace function ducto_private.caps_exceeded(
-  p_account ducto_private.accounts, p_now timestamptz, p_zone text, p_models text[], p_amount bigint, p_left bigint)
-returns ducto_private.spend_caps[]
+-- What an amount would do to the caps that it meets: caps has all of them as they stand at p_now, exceeded those that it
+-- would exceed. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
+-- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond.
+create or replace function ducto_private.check_caps(
+  p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_held bigint, p_amount bigint, p_left bigint,
+  p_debit bigint, p_admits boolean)
+returns ducto_private.caps_check
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_today constant date := (p_now at time zone p_zone)::date;
+  v_first date;
+  v_held numeric;
+  v_after numeric;
+  v_exceeds boolean;
+  v_cap ducto_private.spend_caps;
+  v_caps ducto_private.spend_caps[];
+  v_check ducto_private.caps_check;
 begin
-  return array(
-    select c::ducto_private.spend_caps
-    from ducto_private.caps_now(p_account.account_id, p_now, p_zone, p_models) as c
-    cross join lateral (
-      select case when c.model = '' then p_account.held else coalesce(sum(r.held), 0)::bigint end as held
-      from ducto_private.reservations as r
-      where c.model <> '' and r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now
-        and c.model in (r.model, r.resolved_model)
-    ) as m
-    cross join lateral ducto_private.demand(m.held, p_account.held, p_amount, p_left) as d (after)
-    where d.after > ducto_private.demand(m.held, p_account.held, 0, p_left) and c.spent + d.after > c.cap_limit
-    order by c.action <> 'deny', case when c.action = 'deny' then c.cap_limit - c.spent - d.after end, c.cap_type, c.model);
+  select array_agg(c)
+  into v_caps
+  from ducto_private.spend_caps as c
+  where c.account_id = p_account_id and c.model = any (p_models);
+  v_check.denied := false;
+  v_check.tells := false;
+  v_check.moved := false;
+  if v_caps is null then
+    return v_check;
+  end if;
+  foreach v_cap in array v_caps loop
+    v_first := case v_cap.cap_type when 'daily' then v_today else date_trunc('month', v_today)::date end;
+    if v_cap.window_date <> v_first then
+      v_cap.spent := ducto_private.window_spent(p_account_id, v_cap.cap_type, v_first, p_zone, v_cap.model, null);
+      v_cap.window_date := v_first;
+      v_check.moved := true;
+    end if;
+    if p_admits then
+      v_held := p_held;
+      if p_held > 0 and v_cap.model <> '' then
+        v_held := (
+          select coalesce(sum(r.held), 0)
+          from ducto_private.reservations as r
+          where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now
+            and v_cap.model in (r.model, r.resolved_model));
+      end if;
+      v_after := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
+      v_exceeds := v_cap.spent + v_after > v_cap.cap_limit and v_after > least(v_held, greatest(0, p_held::numeric - p_left));
+    else
+      v_exceeds := p_debit > 0 and v_cap.spent + p_debit > v_cap.cap_limit;
+    end if;
+    if v_exceeds then
+      v_check.exceeded := v_check.exceeded || v_cap;
+      v_check.denied := v_check.denied or p_admits and v_cap.action = 'deny';
+      v_check.tells := true;
+    elsif v_cap.action = 'deny' and v_cap.spent + p_debit >= v_cap.cap_limit then
+      v_check.tells := true;
+    end if;
+    v_check.caps := v_check.caps || v_cap;
+  end loop;
+  return v_check;
 end
 $$;
 
--- Counts a debit (0: a hold) in the caps that it matches, and tells of those that it reaches or that p_exceeded
--- names. Whether a settlement went beyond a cap is what it returns.
-create or replace function ducto_private.count_caps(
-  p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_debit bigint, p_exceeded ducto_private.spend_caps[])
+-- Counts a debit (0: a hold) in the caps that check_caps() found, and tells of those that it reaches or exceeds. Whether it
+-- exceeds any is what it returns.
+create or replace function ducto_private.count_caps(p_check ducto_private.caps_check, p_debit bigint, p_now timestamptz)
 returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_beyond boolean := false;
-  v_tell boolean;
-  v_event text;
-  c ducto_private.spend_caps;
+  v_account_id constant text := p_check.caps[1].account_id;
 begin
-  for c in
-    select n.* from ducto_private.caps_now(p_account_id, p_now, p_zone, p_models) as n order by n.model, n.cap_type
-  loop
-    v_tell := case when p_exceeded is null then p_debit > 0 and c.spent + p_debit > c.cap_limit
-      else exists (select from unnest(p_exceeded) as e where e.model = c.model and e.cap_type = c.cap_type) end;
-    v_beyond := v_beyond or v_tell;
-    v_event := case
-      when c.action <> 'deny' and v_tell and c.told_date is distinct from c.window_date then 'cap_warned'
-      when c.action = 'deny' and p_debit > 0 and c.spent < c.cap_limit and c.spent + p_debit >= c.cap_limit
-        then 'cap_reached' end;
+  if p_check.moved then
     update ducto_private.spend_caps as s
-    set spent = c.spent + p_debit,
-      window_date = c.window_date,
-      told_date = case v_event when 'cap_warned' then c.window_date else c.told_date end
-    where s.account_id = p_account_id and s.model = c.model and s.cap_type = c.cap_type;
-    if v_event is not null then
-      perform ducto_private.emit(p_account_id, v_event, jsonb_build_object('cap_type', c.cap_type, 'model', nullif(c.model, ''),
-        'limit', c.cap_limit, 'spent', c.spent + p_debit, 'action', c.action), p_now);
-    end if;
-  end loop;
-  return v_beyond;
+    set spent = c.spent, window_date = c.window_date
+    from unnest(p_check.caps) as c
+    where s.account_id = v_account_id and s.model = c.model and s.cap_type = c.cap_type;
+  end if;
+  if p_debit > 0 then
+    update ducto_private.spend_caps as s
+    set spent = s.spent + p_debit
+    where s.account_id = v_account_id and s.model = any (array(select c.model from unnest(p_check.caps) as c));
+  end if;
+  if not p_check.tells then
+    return false;
+  end if;
+  with told as (
+    update ducto_private.spend_caps as s
+    set told_date = s.window_date
+    from unnest(p_check.exceeded) as e
+    where s.account_id = v_account_id and s.model = e.model and s.cap_type = e.cap_type
+      and s.action <> 'deny' and s.told_date is distinct from s.window_date
+    returning s.model, s.cap_type
+  )
+  insert into ducto_private.events (event_id, account_id, type, payload, created_at)
+  select ducto_private.new_id(), c.account_id, case c.action when 'deny' then 'cap_reached' else 'cap_warned' end,
+    jsonb_build_object('cap_type', c.cap_type, 'model', nullif(c.model, ''), 'limit', c.cap_limit, 'spent', c.spent + p_debit,
+      'action', c.action), p_now
+  from unnest(p_check.caps) as c
+  left join told as t on t.model = c.model and t.cap_type = c.cap_type
+  where case c.action when 'deny' then p_debit > 0 and c.spent < c.cap_limit and c.spent + p_debit >= c.cap_limit
+    else t.model is not null end
+  order by c.model, c.cap_type;
+  return coalesce(cardinality(p_check.exceeded) > 0, false);
 end
 $$;
 
@@ -156,45 +194,23 @@ begin
 end
 $$;
 
-create or replace function ducto_private.find_member(p_team_id text, p_user_id text) returns ducto_private.team_members
-language plpgsql stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_member ducto_private.team_members;
-begin
-  select m.*
-  into v_member
-  from ducto_private.team_members as m
-  where m.account_id = p_team_id and m.user_id = p_user_id;
-  return v_member;
-end
-$$;
-
+-- Whether an amount would exceed a member's cap; the arguments are those of check_caps().
 create or replace function ducto_private.member_exceeds(
-  p_member ducto_private.team_members,
-  p_account ducto_private.accounts,
-  p_now timestamptz,
-  p_zone text,
-  p_amount bigint,
-  p_left bigint)
+  p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_held bigint, p_amount bigint, p_left bigint)
 returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_held bigint;
+  v_held numeric;
   v_demand numeric;
 begin
-  if p_member.spend_cap is null then
-    return false;
-  end if;
   v_held := (
     select coalesce(sum(r.held), 0)
     from ducto_private.reservations as r
-    where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now and r.actor_id = p_member.user_id);
-  v_demand := ducto_private.demand(v_held, p_account.held, p_amount, p_left);
-  return v_demand > ducto_private.demand(v_held, p_account.held, 0, p_left)
+    where r.account_id = p_member.account_id and r.status = 'active' and r.expires_at > p_now and r.actor_id = p_member.user_id);
+  v_demand := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
+  return v_demand > least(v_held, greatest(0, p_held::numeric - p_left))
     and ducto_private.member_spent(p_member, p_now, p_zone) + v_demand > p_member.spend_cap;
 end
 $$;
@@ -217,7 +233,7 @@ begin
   update ducto_private.team_members as m
   set spent = v_spent, window_date = v_first, total_spent = m.total_spent + p_debit
   where m.account_id = p_member.account_id and m.user_id = p_member.user_id;
-  return p_debit > 0 and v_spent > p_member.spend_cap;
+  return coalesce(p_debit > 0 and v_spent > p_member.spend_cap, false);
 end
 $$;
 
@@ -245,9 +261,10 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_terms ducto_private.quote;
+  v_zone text;
   v_account ducto_private.accounts;
   v_now timestamptz;
+  v_added integer;
   v_cap ducto_private.spend_caps;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
@@ -259,9 +276,9 @@ begin
   if p_model is not null then
     perform ducto_private.check_text(p_model, 'p_model');
   end if;
-  v_terms := ducto_private.terms(null, false);
+  v_zone := (ducto_private.find_terms(null, null, clock_timestamp())).timezone;
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(clock_timestamp(), v_account.changed_at);
+  v_now := v_account.changed_at;
   v_account := ducto_private.expire(v_account, v_now);
   v_cap.account_id := p_user_id;
   v_cap.model := coalesce(p_model, '');
@@ -269,18 +286,20 @@ begin
   update ducto_private.spend_caps as c
   set cap_limit = v_cap.cap_limit, action = v_cap.action
   where c.account_id = p_user_id and c.model = v_cap.model and c.cap_type = v_cap.cap_type;
-  if not found then
-    v_cap.window_date := ducto_private.window_of(v_cap.cap_type, v_now, v_terms.timezone);
+  v_added := (not found)::integer;
+  if v_added = 1 then
+    v_cap.window_date := ducto_private.window_of(v_cap.cap_type, v_now, v_zone);
     insert into ducto_private.spend_caps (account_id, cap_type, model, cap_limit, action, spent, window_date)
     values (p_user_id, v_cap.cap_type, v_cap.model, p_limit, v_cap.action,
-      ducto_private.window_spent(p_user_id, v_cap.cap_type, v_cap.window_date, v_terms.timezone, v_cap.model, null),
+      ducto_private.window_spent(p_user_id, v_cap.cap_type, v_cap.window_date, v_zone, v_cap.model, null),
       v_cap.window_date);
-    v_account.caps := v_account.caps + 1;
   end if;
-  perform ducto_private.save(v_account, v_now);
+  update ducto_private.accounts as a
+  set caps = a.caps + v_added, revision = a.revision + 1, changed_at = v_now
+  where a.account_id = p_user_id;
   return (
-    select ducto_private.cap_answer(c, v_account.revision + 1, v_terms.timezone)
-    from ducto_private.caps_now(p_user_id, v_now, v_terms.timezone, array[v_cap.model]) as c
+    select ducto_private.cap_answer(c, v_account.revision + 1, v_zone)
+    from ducto_private.caps_now(p_user_id, v_now, v_zone, array[v_cap.model]) as c
     where c.cap_type = v_cap.cap_type);
 end
 $$;
@@ -312,8 +331,9 @@ begin
   delete from ducto_private.spend_caps as c
   where c.account_id = p_user_id and c.model = v_cap.model and c.cap_type = p_cap_type;
   v_account := ducto_private.expire(v_account, v_now);
-  v_account.caps := v_account.caps - 1;
-  perform ducto_private.save(v_account, v_now);
+  update ducto_private.accounts as a
+  set caps = a.caps - 1, revision = a.revision + 1, changed_at = v_now
+  where a.account_id = p_user_id;
   return ducto_private.cap_answer(v_cap, v_account.revision + 1, v_zone);
 end
 $$;
@@ -348,17 +368,23 @@ as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
   v_now timestamptz := v_account.changed_at;
-  v_terms ducto_private.quote;
+  v_terms ducto_private.terms;
+  v_check ducto_private.caps_check;
   v_cap ducto_private.spend_caps;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_short(p_model, 'p_model');
   perform ducto_private.check_amount(coalesce(p_amount, 0), 0);
   if v_account.caps > 0 then
-    v_terms := ducto_private.quote(null, jsonb_build_object('model', coalesce(p_model, '')), '', v_account.plan_id, false);
-    v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
-    v_cap := (ducto_private.caps_exceeded(v_account, v_now, v_terms.timezone, array['', p_model, v_terms.resolved_model],
-      coalesce(p_amount, 0), ducto_private.allowance_left(v_account, v_terms)))[1];
+    v_terms := ducto_private.find_terms(null, v_account.plan_id, v_now);
+    v_check := ducto_private.check_caps(p_user_id, v_now, v_terms.timezone,
+      array['', p_model, (ducto_private.find_model(v_terms, p_model)).key], v_account.held, coalesce(p_amount, 0),
+      ducto_private.allowance_left(v_account, v_terms, v_now), 0, true);
+    select e.*
+    into v_cap
+    from unnest(v_check.exceeded) as e
+    order by e.action <> 'deny', case e.action when 'deny' then e.cap_limit - e.spent end, e.cap_type, e.model
+    limit 1;
   end if;
   return row(coalesce(v_cap.action = 'deny', false), least(coalesce(v_cap.spent, 0), 9223372036854775807), coalesce(v_cap.cap_limit, 0), v_cap.action,
     nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;

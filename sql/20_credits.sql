@@ -42,6 +42,8 @@ declare
   v_fingerprint bigint;
   v_account ducto_private.accounts;
   v_now timestamptz;
+  v_purchased bigint := 0;
+  v_lot numeric;
   v_id uuid;
   v_row ducto_private.ledger;
 begin
@@ -58,7 +60,7 @@ begin
   elsif p_expires_at in ('infinity', '-infinity') then
     perform ducto_private.invalid('p_expires_at must be finite', 'Leave it out for credits that do not expire.');
   end if;
-  v_fingerprint := jsonb_hash_extended(jsonb_build_array('add_credits', p_amount, v_type, extract(epoch from p_expires_at)), 0);
+  v_fingerprint := jsonb_hash_extended(jsonb_build_array('add_credits', p_amount, v_type), 0);
   v_account := ducto_private.lock_or_open(p_user_id);
   select t.*
   into v_row
@@ -70,24 +72,23 @@ begin
     end if;
     return ducto_private.credits_answer(v_row, true);
   end if;
-  v_now := greatest(clock_timestamp(), v_account.changed_at);
+  v_now := v_account.changed_at;
   if p_expires_at <= v_now then
     perform ducto_private.invalid('p_expires_at must lie in the future', 'Credits that have expired are worth nothing.');
   end if;
   v_account := ducto_private.expire(v_account, v_now);
   if v_type = 'purchase' then
+    v_purchased := p_amount;
     perform ducto_private.check_range(v_account.lifetime_purchased::numeric + p_amount, 'lifetime_purchased', p_user_id);
-    v_account.lifetime_purchased := v_account.lifetime_purchased + p_amount;
   end if;
   perform ducto_private.check_range(v_account.balance::numeric + p_amount, 'the balance', p_user_id);
-  v_id := ducto_private.new_id();
+  v_lot := p_amount - greatest(0, ducto_private.kept(p_user_id, v_now) - v_account.balance::numeric);
+  v_id := ducto_private.post(p_user_id, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_purchased => v_purchased, p_expires_at => p_expires_at, p_paid_amount => p_paid_amount,
+    p_paid_currency => p_paid_currency, p_reference => p_reference);
   if p_expires_at is not null then
-    v_account := ducto_private.open_lot(v_account, v_now, v_id,
-      greatest(0, p_amount - greatest(0, ducto_private.kept(v_account, v_now) - v_account.balance::numeric))::bigint, p_expires_at);
+    perform ducto_private.open_lot(p_user_id, v_now, v_id, greatest(0, v_lot)::bigint, p_expires_at);
   end if;
-  perform ducto_private.post(v_account, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
-    p_lifetime_purchased => v_account.lifetime_purchased, p_expires_at => p_expires_at, p_paid_amount => p_paid_amount,
-    p_paid_currency => p_paid_currency, p_reference => p_reference, p_id => v_id);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
   return ducto_private.credits_answer(v_row, false);
 end
@@ -129,9 +130,7 @@ begin
   end if;
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
-  if v_due then
-    v_account := ducto_private.drop_expired(v_account, v_now);
-  end if;
+  v_account := ducto_private.without_expired(v_account, v_now);
   select t.*
   into v_row
   from ducto_private.ledger as t
@@ -162,26 +161,45 @@ begin
   end if;
   perform ducto_private.check_range(v_account.balance::numeric - p_amount, 'the balance', p_user_id);
   if v_due then
-    v_account := ducto_private.write_expiry(v_account, v_now);
+    perform ducto_private.write_expiry(p_user_id, v_now);
   end if;
-  if v_grant.type = 'purchase' then
-    v_account.lifetime_purchased := v_account.lifetime_purchased - p_amount;
-  end if;
-  v_id := ducto_private.new_id();
+  v_id := ducto_private.post(p_user_id, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
+    p_purchased => case v_grant.type when 'purchase' then -p_amount else 0 end, p_refers_to => v_grant.transaction_id,
+    p_reason => p_reason);
   if v_account.lots > 0 then
-    v_account := ducto_private.burn(v_account, v_now, v_id, p_amount, p_first => (
+    perform ducto_private.burn(p_user_id, v_now, v_id, p_amount, p_first => (
       select l.lot_id
       from ducto_private.credit_lots as l
       where l.transaction_id = v_grant.transaction_id and l.account_id = p_user_id));
   end if;
-  perform ducto_private.post(v_account, v_now, 'removal', -p_amount, p_idempotency_key, v_fingerprint, p_metadata,
-    p_refers_to => v_grant.transaction_id, p_reason => p_reason, p_lifetime_purchased => v_account.lifetime_purchased, p_id => v_id);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
   return ducto_private.credits_answer(v_row, false);
 end
 $$;
 comment on function ducto.remove_credits is
   'Takes credits back: a mistyped grant, a payment refunded or disputed. May leave a debt; is not spend. With the grant''s transaction never more than the grant.';
+
+-- An account's balance as a reader sees it, and the largest hold admitted now (caps apart).
+create or replace function ducto_private.balance_answer(p_account ducto_private.accounts) returns ducto.balance_result
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_terms ducto_private.terms;
+  v_left bigint;
+  v_floor bigint;
+begin
+  if ducto_private.active_version(p_account.changed_at) is not null then
+    v_terms := ducto_private.find_terms(null, p_account.plan_id, p_account.changed_at);
+  end if;
+  v_left := ducto_private.allowance_left(p_account, v_terms, p_account.changed_at);
+  v_floor := case p_account.kind when 'user' then coalesce(v_terms.min_balance, 0) else 0 end - p_account.credit_limit;
+  return row(p_account.account_id, p_account.balance, p_account.lifetime_purchased, p_account.held,
+    least(9223372036854775807,
+      greatest(0, v_left::numeric - p_account.held + greatest(0, p_account.balance::numeric - v_floor)))::bigint,
+    p_account.credit_limit, p_account.revision, null)::ducto.balance_result;
+end
+$$;
 
 create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
 language plpgsql stable security definer
@@ -190,37 +208,35 @@ set standard_conforming_strings = on
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
-  v_terms ducto_private.quote;
-  v_left bigint;
-  v_floor bigint;
   v_seq bigint;
   v_answer ducto.balance_result;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   if v_account.account_id is null then
-    v_account := ducto_private.unopened(p_user_id, null);
-  elsif ducto_private.active_version() is not null then
-    v_terms := ducto_private.terms(v_account.plan_id, false);
-    if v_account.plan_id is not null then
-      v_account := ducto_private.roll_allowance(v_account, v_account.changed_at, v_terms.timezone);
-    end if;
+    return row(p_user_id, 0, 0, case when p_at is null then 0 end, case when p_at is null then 0 end, 0, 0, null)::ducto.balance_result;
   end if;
-  v_left := ducto_private.allowance_left(v_account, v_terms);
-  v_floor := ducto_private.floor_of(v_account, null, v_terms.min_balance);
-  v_answer := row(p_user_id, v_account.balance, v_account.lifetime_purchased, v_account.held,
-    least(9223372036854775807, greatest(0, v_left::numeric - v_account.held + greatest(0, v_account.balance::numeric - v_floor)))::bigint,
-    v_account.credit_limit, v_account.revision, null)::ducto.balance_result;
+  v_answer := ducto_private.balance_answer(v_account);
   if p_at is not null then
     v_seq := ducto_private.seq_at(p_user_id, p_at);
-    select coalesce(max(t.balance_after), 0), null::bigint, null::bigint, coalesce((
+    v_answer.reserved := null;
+    v_answer.available := null;
+    -- Credits are gone from the moment they were due, recorded then, later, or not yet.
+    v_answer.balance := coalesce((
+      select t.balance_after
+      from ducto_private.transactions as t
+      where t.account_id = p_user_id and t.seq = v_seq), 0) + coalesce((
+      select sum(t.amount)
+      from ducto_private.transaction_details as d
+      join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+      where d.account_id = p_user_id and d.occurred_at <= p_at and d.seq > v_seq and t.type = 'expiry'), 0) - coalesce((
+      select sum(e.expired)
+      from ducto_private.expiry_steps(p_user_id, p_at) as e), 0);
+    v_answer.lifetime_purchased := coalesce((
       select l.lifetime_purchased
       from ducto_private.transaction_details as l
       where l.account_id = p_user_id and l.lifetime_purchased is not null and l.seq <= v_seq
       order by l.seq desc
-      limit 1), 0)
-    into v_answer.balance, v_answer.reserved, v_answer.available, v_answer.lifetime_purchased
-    from ducto_private.transactions as t
-    where t.account_id = p_user_id and t.seq = v_seq;
+      limit 1), 0);
   end if;
   return v_answer;
 end
@@ -240,11 +256,13 @@ begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_limit, 0, 'p_limit');
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(clock_timestamp(), v_account.changed_at);
-  v_account := ducto_private.expire(v_account, v_now);
-  v_account.credit_limit := p_limit;
-  perform ducto_private.save(v_account, v_now);
-  return ducto.get_balance(p_user_id);
+  v_now := v_account.changed_at;
+  perform ducto_private.expire(v_account, v_now);
+  update ducto_private.accounts as a
+  set credit_limit = p_limit, revision = a.revision + 1, changed_at = v_now
+  where a.account_id = p_user_id
+  returning a.* into v_account;
+  return ducto_private.balance_answer(v_account);
 end
 $$;
 comment on function ducto.set_credit_limit is 'How far below zero an account may go; 0 is the default. Opens the account if it is new.';

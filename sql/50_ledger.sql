@@ -7,9 +7,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
-    select coalesce(v.config ->> 'rounding', 'carry')
-    from ducto_private.pricing_versions as v
-    where v.version = p_version and p_type = 'usage');
+    select t.rounding
+    from ducto_private.terms as t
+    where t.version = p_version and t.plan_id = '' and p_type = 'usage');
 end
 $$;
 
@@ -22,7 +22,7 @@ begin
     p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.actor_id, p_row.model,
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.reservation_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
-    p_row.metadata, p_row.created_at, null)::ducto.transaction;
+    p_row.metadata, p_row.created_at, null, p_row.occurred_at)::ducto.transaction;
 end
 $$;
 
@@ -120,40 +120,28 @@ comment on function ducto.list_transactions is
   'An account''s ledger, newest first; p_before is the last seq seen. p_from and p_to bound created_at: [p_from, p_to).';
 
 -- The formulas by which a usage was priced, as the config of that version has them.
-create or replace function ducto_private.formulas_of(p_row ducto_private.ledger, p_job_only boolean) returns jsonb
+create or replace function ducto_private.formulas_of(p_terms ducto_private.terms, p_usage jsonb, p_key text, p_job_only boolean)
+returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_config jsonb;
-  v_terms ducto_private.plans;
-  v_overrides jsonb;
-  v_key text;
+  v_config constant jsonb := (ducto_private.find_version(p_terms.version)).config;
+  v_job constant jsonb := v_config -> 'fixed' -> (p_usage ->> 'fixed_job');
 begin
-  if p_row.usage is null then
-    return '{}'::jsonb;
-  end if;
-  select v.config
-  into v_config
-  from ducto_private.pricing_versions as v
-  where v.version = p_row.pricing_version;
-  if p_row.plan_id is not null then
-    v_terms := ducto_private.plan_terms(p_row.pricing_version, p_row.plan_id);
-    select v.config #> array['plans', p_row.plan_id, 'rate_overrides']
-    into v_overrides
-    from ducto_private.pricing_versions as v
-    where v.version = v_terms.version;
-  end if;
   if p_job_only then
-    return jsonb_build_object('fixed', v_config -> 'fixed' -> (p_row.usage ->> 'fixed_job'));
+    return jsonb_build_object('fixed', v_job);
   end if;
-  v_key := coalesce(p_row.resolved_model, '_default');
   return jsonb_strip_nulls(jsonb_build_object(
-    'model', coalesce(v_overrides ->> v_key, v_config -> 'models' ->> v_key),
-    'tools', case when p_row.usage ? 'tool_calls' then v_config -> 'tools' end,
+    'model', coalesce((
+        select v.config #> array['plans', p_terms.plan_id, 'rate_overrides', coalesce(p_key, '_default')]
+        from ducto_private.pricing_versions as v
+        where v.version = p_terms.own_version),
+      v_config -> 'models' -> coalesce(p_key, '_default')),
+    'tools', case when p_usage ? 'tool_calls' then v_config -> 'tools' end,
     'search', v_config -> 'search' -> 'costs',
     'cache', v_config -> 'cache' -> 'discount',
-    'fixed', v_config -> 'fixed' -> (p_row.usage ->> 'fixed_job')));
+    'fixed', v_job));
 end
 $$;
 
@@ -164,8 +152,10 @@ set standard_conforming_strings = on
 as $$
 declare
   v_row ducto_private.ledger;
+  v_terms ducto_private.terms;
   v_quote ducto_private.quote;
   v_job_only boolean;
+  v_formulas jsonb := '{}'::jsonb;
   v_parts jsonb := '{}'::jsonb;
   v_answer ducto.explanation;
 begin
@@ -180,15 +170,17 @@ begin
     return v_answer;
   end if;
   if v_row.usage is not null then
+    v_terms := ducto_private.find_terms(v_row.pricing_version, v_row.plan_id, v_row.created_at);
     -- deduct_fixed() and deduct() of a job alone leave the same usage; the cost tells which it was.
     v_job_only := v_row.usage ? 'fixed_job' and v_row.usage - 'fixed_job' = '{}'::jsonb;
     if v_job_only then
-      v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage, v_row.usage ->> 'fixed_job', v_row.plan_id, false);
-      v_job_only := v_quote.cost = v_row.cost;
+      v_quote := row(null, null, null, 0, 0, 0, 0, ducto_private.job_price(v_terms.version, v_row.usage ->> 'fixed_job'), null);
+      v_job_only := v_quote.fixed_credits = v_row.cost;
     end if;
     if not v_job_only then
-      v_quote := ducto_private.quote_at(v_row.pricing_version, v_row.usage, null, v_row.plan_id, false);
+      v_quote := ducto_private.price(v_terms, v_row.usage);
     end if;
+    v_formulas := ducto_private.formulas_of(v_terms, v_row.usage, v_row.resolved_model, v_job_only);
     v_parts := jsonb_build_object(
       'model_credits', v_quote.model_credits,
       'tool_credits', v_quote.tool_credits,
@@ -201,7 +193,7 @@ begin
       from ducto_private.transactions as t
       where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
     v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version,
-    v_row.plan_id, v_row.resolved_model, ducto_private.formulas_of(v_row, v_job_only), v_parts, null, v_row.amount,
+    v_row.plan_id, v_row.resolved_model, v_formulas, v_parts, null, v_row.amount,
     v_row.allowance_used)::ducto.explanation;
 end
 $$;

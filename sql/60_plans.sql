@@ -6,28 +6,35 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_terms ducto_private.quote;
+  v_terms ducto_private.terms;
   v_account ducto_private.accounts;
   v_from text;
   v_now timestamptz;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_terms := ducto_private.terms(null, false);
-  perform ducto_private.check_snapshot(v_terms.version);
+  v_terms := ducto_private.find_terms(null, null, clock_timestamp());
   if p_plan_id is not null and not exists (
-    select from ducto_private.plans as p where p.plan_id = p_plan_id and p.version = v_terms.version)
+    select
+    from ducto_private.terms as t
+    where t.plan_id = p_plan_id and t.plan_id <> '' and t.version = v_terms.version and t.own_version = v_terms.version)
   then
     return row(null, null, 'plan_not_found', coalesce((ducto_private.as_read(p_user_id)).revision, 0))::ducto.set_user_plan_result;
   end if;
   v_account := ducto_private.lock_or_open(p_user_id);
-  v_now := greatest(clock_timestamp(), v_account.changed_at);
+  v_now := v_account.changed_at;
   v_account := ducto_private.expire(v_account, v_now);
   v_from := v_account.plan_id;
-  v_account.plan_id := p_plan_id;
   if p_plan_id is not null then
     v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
   end if;
-  perform ducto_private.save(v_account, v_now);
+  update ducto_private.accounts as a
+  set plan_id = p_plan_id,
+    allowance_used = v_account.allowance_used,
+    allowance_start = v_account.allowance_start,
+    allowance_end = v_account.allowance_end,
+    revision = a.revision + 1,
+    changed_at = v_now
+  where a.account_id = p_user_id;
   if v_from is distinct from p_plan_id then
     perform ducto_private.emit(p_user_id, 'plan_changed', jsonb_build_object('from', v_from, 'to', p_plan_id), v_now);
   end if;
@@ -44,7 +51,8 @@ set standard_conforming_strings = on
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
-  v_terms ducto_private.quote;
+  v_now timestamptz := coalesce(v_account.changed_at, clock_timestamp());
+  v_terms ducto_private.terms;
   v_answer ducto.get_user_plan_result;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
@@ -53,23 +61,23 @@ begin
   v_answer.features := '{}'::jsonb;
   v_answer.free_allowance := 0;
   v_answer.allowance_remaining := 0;
-  if ducto_private.active_version() is null then
+  if ducto_private.active_version(v_now) is null then
     return v_answer;
   end if;
-  v_terms := ducto_private.terms(v_account.plan_id, v_account.account_id is null);
-  perform ducto_private.check_snapshot(v_terms.version);
-  if v_terms.plan_id is null then
-    return v_answer;
-  end if;
+  v_terms := ducto_private.find_terms(null, v_account.plan_id, v_now);
   if v_account.account_id is null then
-    v_account := ducto_private.unopened(p_user_id, v_terms);
+    v_account := ducto_private.unopened(p_user_id, 'user', v_now, v_terms);
+    v_terms := ducto_private.find_terms(v_terms.version, v_account.plan_id, v_now);
   end if;
-  v_account := ducto_private.roll_allowance(v_account, v_account.changed_at, v_terms.timezone);
+  if v_account.plan_id is null then
+    return v_answer;
+  end if;
+  v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
   v_answer.plan_id := v_terms.plan_id;
   v_answer.plan_name := v_terms.plan_name;
   v_answer.free_allowance := v_terms.free_allowance;
-  v_answer.features := (ducto_private.plan_terms(v_terms.version, v_terms.plan_id)).features;
-  v_answer.allowance_remaining := ducto_private.allowance_left(v_account, v_terms);
+  v_answer.features := v_terms.features;
+  v_answer.allowance_remaining := ducto_private.allowance_left(v_account, v_terms, v_now);
   v_answer.period_start := v_account.allowance_start;
   v_answer.period_end := v_account.allowance_end;
   return v_answer;

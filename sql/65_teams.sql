@@ -25,11 +25,9 @@ begin
   v_id := coalesce(p_team_id,
     'team_' || left(encode(sha256(convert_to('create_team:' || p_idempotency_key, 'UTF8')), 'hex'), 32),
     'team_' || replace(gen_random_uuid()::text, '-', ''));
-  v_account := ducto_private.unopened(v_id, null);
-  v_account.kind := 'team';
+  v_account := ducto_private.unopened(v_id, 'team', clock_timestamp(), null);
   v_account.balance := v_initial;
-  v_account := ducto_private.open_account(v_account, null);
-  if v_account.account_id is null then
+  if not ducto_private.open_account(v_account, null) then
     v_account := ducto_private.lock_account(v_id);
     select t.*
     into v_team
@@ -45,8 +43,7 @@ begin
   insert into ducto_private.teams (account_id, name, idempotency_key, fingerprint)
   values (v_id, p_name, p_idempotency_key, v_fingerprint);
   if v_initial > 0 then
-    perform ducto_private.post(v_account, v_account.changed_at, 'adjustment', v_initial, p_idempotency_key, v_fingerprint,
-      p_lifetime_purchased => 0);
+    perform ducto_private.post(v_id, v_account.changed_at, 'adjustment', v_initial, p_idempotency_key, v_fingerprint);
   end if;
   return row(v_id, p_name, false, null, (v_initial > 0)::integer)::ducto.create_team_result;
 end
@@ -123,7 +120,9 @@ begin
     window_date = case when m.spend_cap_period = excluded.spend_cap_period then m.window_date end,
     joined_at = case when m.left_at is null then m.joined_at else excluded.joined_at end,
     left_at = null;
-  perform ducto_private.save(v_account, v_now);
+  update ducto_private.accounts as a
+  set revision = a.revision + 1, changed_at = v_now
+  where a.account_id = p_team_id;
   return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
 end
 $$;
@@ -155,7 +154,9 @@ begin
     return row(null, null, null, 'not_a_member', v_account.revision)::ducto.add_team_member_result;
   end if;
   v_account := ducto_private.expire(v_account, v_now);
-  perform ducto_private.save(v_account, v_now);
+  update ducto_private.accounts as a
+  set revision = a.revision + 1, changed_at = v_now
+  where a.account_id = p_team_id;
   return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
 end
 $$;
@@ -181,110 +182,3 @@ begin
 end
 $$;
 comment on function ducto.get_team_members is 'A team''s present members, by user_id.';
-
-create or replace function ducto.reserve_team(
-  p_team_id text,
-  p_user_id text,
-  p_metrics jsonb,
-  p_operation_type text default 'usage',
-  p_metadata jsonb default null,
-  p_min_balance bigint default null,
-  p_ttl_seconds integer default 600,
-  p_idempotency_key text default null)
-returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  perform ducto_private.check_text(p_team_id, 'p_team_id');
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.hold('reserve_team', p_team_id, p_user_id, p_metrics, null, null, coalesce(p_operation_type, 'usage'),
-    p_metadata, p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
-end
-$$;
-comment on function ducto.reserve_team is 'Prices an estimated usage by the team''s plan and holds ceil(cost) credits of its pool, for a member.';
-
-create or replace function ducto.reserve_team_credits(
-  p_team_id text,
-  p_user_id text,
-  p_amount bigint,
-  p_operation_type text default 'usage',
-  p_metadata jsonb default null,
-  p_min_balance bigint default null,
-  p_ttl_seconds integer default 600,
-  p_idempotency_key text default null,
-  p_model text default null)
-returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  perform ducto_private.check_text(p_team_id, 'p_team_id');
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.hold('reserve_team_credits', p_team_id, p_user_id, null, p_amount, p_model,
-    coalesce(p_operation_type, 'usage'), p_metadata, p_min_balance, coalesce(p_ttl_seconds, 600), p_idempotency_key);
-end
-$$;
-comment on function ducto.reserve_team_credits is 'Holds a known amount of a team''s pool, for a member.';
-
--- A charge's answer as that of a team.
-create or replace function ducto_private.team_answer(p_team_id text, p_answer ducto.deduction_result)
-returns ducto.team_deduction_result
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return row(p_answer.transaction_id, case when p_answer.error is null then p_team_id end, p_answer.user_id, p_answer.amount,
-    p_answer.balance_after, p_answer.idempotent, p_answer.error, p_answer.cost, p_answer.allowance_used, p_answer.shortfall,
-    p_answer.warnings, p_answer.revision)::ducto.team_deduction_result;
-end
-$$;
-
-create or replace function ducto.deduct_team(
-  p_team_id text,
-  p_user_id text,
-  p_metrics jsonb,
-  p_idempotency_key text default null,
-  p_metadata jsonb default null,
-  p_reservation_id text default null,
-  p_final boolean default true)
-returns ducto.team_deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  perform ducto_private.check_text(p_team_id, 'p_team_id');
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.team_answer(p_team_id, ducto_private.charge('deduct_team', p_team_id, p_user_id, p_metrics, null, null,
-    null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata));
-end
-$$;
-comment on function ducto.deduct_team is 'Prices a usage by the team''s plan and charges its pool, for a member: directly, or settling a hold.';
-
-create or replace function ducto.deduct_team_credits(
-  p_team_id text,
-  p_user_id text,
-  p_amount bigint,
-  p_reservation_id text default null,
-  p_idempotency_key text default null,
-  p_metadata jsonb default null,
-  p_model text default null,
-  p_final boolean default true)
-returns ducto.team_deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  perform ducto_private.check_text(p_team_id, 'p_team_id');
-  perform ducto_private.check_text(p_user_id, 'p_user_id');
-  perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.team_answer(p_team_id, ducto_private.charge('deduct_team_credits', p_team_id, p_user_id, null, null,
-    p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata));
-end
-$$;
-comment on function ducto.deduct_team_credits is 'Charges a known amount to a team''s pool, for a member: directly, or against a hold.';

@@ -147,13 +147,23 @@ begin
 end
 $$;
 
+-- A sum over many accounts as an answer can hold it: beyond bigint its greatest number.
+create or replace function ducto_private.clamp(p_sum numeric) returns bigint
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return least(p_sum, 9223372036854775807);
+end
+$$;
+
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-  select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
   from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
@@ -168,7 +178,7 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-  select u.name, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
   from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
@@ -183,7 +193,7 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
-  select u.day, sum(u.spend)::bigint, sum(u.charges)::bigint, sum(u.allowance_used)::bigint, sum(u.refunded)::bigint,
+  select u.day, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
   from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as u
   group by u.day
@@ -228,9 +238,9 @@ begin
     select m.*
     from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as m
   )
-  select coalesce(sum(u.total_spend), 0),
+  select ducto_private.clamp(coalesce(sum(u.total_spend), 0)),
     count(*) filter (where u.transaction_count > 0),
-    coalesce(div(sum(u.total_spend), (select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0),
+    ducto_private.clamp(coalesce(div(sum(u.total_spend), (select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0)),
     (select m.name
       from models as m
       where m.name <> ''
@@ -243,7 +253,8 @@ begin
       where t.transaction_count > 0
       order by t.total_spend desc, t.user_id collate "C"
       limit 1),
-    coalesce(sum(u.allowance_used), 0), coalesce(sum(u.refunded), 0), coalesce(sum(u.cost), 0)
+    ducto_private.clamp(coalesce(sum(u.allowance_used), 0)), ducto_private.clamp(coalesce(sum(u.refunded), 0)),
+    coalesce(sum(u.cost), 0)
   into v_answer.total_credits_consumed, v_answer.active_users, v_answer.avg_daily_spend, v_answer.top_model, v_answer.top_user,
     v_answer.allowance_used, v_answer.refunded, v_answer.cost
   from users as u;

@@ -68,24 +68,29 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
+  v_ids text[];
   v_account_id text;
   v_changed bigint;
   v_total bigint := 0;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  for v_account_id in
+  v_ids := array(
     select m.account_id
     from ducto_private.team_members as m
     where m.user_id = p_user_id
     union
     select p_user_id collate "C"
-    order by 1
-  loop
+    order by 1);
+  -- Accounts are locked first, in the order of batches, and events last, in that of ack_events().
+  foreach v_account_id in array v_ids loop
     perform ducto_private.lock_account(v_account_id);
-    if v_account_id = p_user_id then
-      -- In the order in which ack_events() locks them.
-      perform from ducto_private.events as e where e.account_id = p_user_id order by e.event_id for update;
-    end if;
+  end loop;
+  perform
+  from ducto_private.events as e
+  where e.account_id = p_user_id
+  order by e.event_id
+  for update;
+  foreach v_account_id in array v_ids loop
     with rows as (
       update ducto_private.transactions as t
       set metadata = null

@@ -14,14 +14,14 @@ begin
   return query
   with rows as (
     select t.*,
-      coalesce(v.config ->> 'rounding', 'carry') as rounding,
+      v.rounding,
       lag(t.seq, 1, 0::bigint) over w as seq_before,
       lag(t.balance_after, 1, 0::bigint) over w as balance_before,
       lag(t.carry_after, 1, 0::numeric) over w as carry_before,
       lag(t.created_at, 1, '-infinity'::timestamptz) over w as time_before,
       lag(t.revision, 1, 0::bigint) over w as revision_before
     from ducto_private.ledger as t
-    left join ducto_private.pricing_versions as v on v.version = t.pricing_version
+    left join ducto_private.terms as v on v.version = t.pricing_version and v.plan_id = ''
     where p_account_id is null or t.account_id = p_account_id
     window w as (partition by t.account_id order by t.seq)
   ), totals as (
@@ -81,11 +81,6 @@ begin
     select a.account_id, 'the account was changed no earlier than its last row', a.last_at::text, a.changed_at::text, null
     from accounts as a
     where a.changed_at < a.last_at or a.revision < a.last_revision
-    union all
-    select a.account_id, 'plain means nothing but a balance', ducto_private.is_plain(b)::text, b.plain::text, null
-    from accounts as a
-    join ducto_private.accounts as b on b.account_id = a.account_id
-    where b.plain <> ducto_private.is_plain(b)
     union all
     select a.account_id, 'lifetime_purchased is purchases less their removals', coalesce(a.purchased, 0)::text,
       a.lifetime_purchased::text, null
@@ -154,11 +149,13 @@ begin
     from rows as r
     where r.created_at < r.time_before or r.revision <= r.revision_before
     union all
-    select r.account_id, 'charged is the rounded cost',
-      ducto_private.to_credits(r.cost, r.rounding, r.carry_before)::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
+    select r.account_id, 'charged is the rounded cost', c.charged::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
     from rows as r
-    where r.type = 'usage'
-      and r.allowance_used - r.amount is distinct from ducto_private.to_credits(r.cost, r.rounding, r.carry_before)
+    cross join lateral (
+      select case r.rounding when 'carry' then floor(r.carry_before + r.cost) when 'up' then ceil(r.cost)
+        when 'down' then floor(r.cost) else floor(r.cost + 0.5) end as charged
+    ) as c
+    where r.type = 'usage' and r.allowance_used - r.amount is distinct from c.charged
     union all
     select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounding = 'carry'
         then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
@@ -199,6 +196,19 @@ begin
     ) as x
     join ducto_private.transactions as g on g.transaction_id = x.refers_to and g.account_id = x.account_id
     where x.gone > g.amount and g.type <> 'refund'
+    union all
+    select h.account_id, 'a hold is active with what it holds, or ended and holds nothing', 'active, or ended and 0',
+      format('%s, %s, ended %s', h.status, h.held, h.ended_at), h.reservation_id::text
+    from ducto_private.reservations as h
+    where (p_account_id is null or h.account_id = p_account_id) and (h.status not in ('active', 'expired', 'settled', 'released')
+      or (h.status = 'active') <> (h.ended_at is null) or h.status <> 'active' and h.held <> 0 or h.held < 0 or h.charged < 0
+      or h.min_balance < 0)
+    union all
+    select k.account_id, 'a hold''s key belongs to a hold', k.reservation_id::text, 'none', k.idempotency_key
+    from ducto_private.hold_keys as k
+    where (p_account_id is null or k.account_id = p_account_id) and not exists (
+      select from ducto_private.reservations as h
+      where h.reservation_id = k.reservation_id and h.account_id = k.account_id)
     union all
     select h.account_id, 'a hold''s charged is the sum of its settlements', coalesce(x.charged, 0)::text, h.charged::text,
       h.reservation_id::text

@@ -1,21 +1,44 @@
 -- Views for the owner's own joins; granted by setup(grant_read_to=…) only. security_invoker stays off: a reader has no
 -- right on the tables beneath.
 
+-- What of an account's lots has expired and is not yet recorded. A function, because a view's reader calls its functions
+-- by rights of his own.
+create or replace function ducto_read.expired(p_account_id text, out lot_id uuid, out amount bigint) returns setof record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return query
+  select d.lot_id, d.expired
+  from ducto_private.accounts as a
+  cross join lateral ducto_private.due_lots(a.account_id, greatest(clock_timestamp(), a.changed_at)) as d
+  where a.account_id = p_account_id and d.expired > 0;
+end
+$$;
+comment on function ducto_read.expired is 'What has expired of an account''s lots since its last change; for the views.';
+
 create or replace view ducto_read.accounts as
-select a.account_id, a.kind, a.balance, a.held, a.carry, a.credit_limit, a.lifetime_purchased, a.plan_id, a.allowance_used,
-  a.allowance_start, a.allowance_end, t.name, a.seq, a.revision, a.opened_at, a.changed_at
+select a.account_id, a.kind,
+  a.balance - case when a.lots > 0 and a.lots_due_at <= clock_timestamp()
+    then (select coalesce(sum(e.amount), 0) from ducto_read.expired(a.account_id) as e)::bigint else 0 end as balance,
+  case when a.holds > 0 and a.holds_due_at <= clock_timestamp() then (
+    select coalesce(sum(r.held), 0)
+    from ducto_private.reservations as r
+    where r.account_id = a.account_id and r.status = 'active' and r.expires_at > clock_timestamp())::bigint else a.held end as held,
+  a.carry, a.credit_limit, a.lifetime_purchased, a.plan_id, a.allowance_used, a.allowance_start, a.allowance_end, t.name, a.seq,
+  a.revision, a.opened_at, a.changed_at
 from ducto_private.accounts as a
 left join ducto_private.teams as t on t.account_id = a.account_id;
-comment on view ducto_read.accounts is
-  'One row per account. held and balance may still count holds and lots that have expired since its last change; get_balance() does not.';
+comment on view ducto_read.accounts is 'One row per account, without what has expired of its holds and lots, recorded or not.';
 
 create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
-  t.carry_after, case when t.type = 'usage' then coalesce(v.config ->> 'rounding', 'carry') end as rounding,
+  t.carry_after, v.rounding,
   t.actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.reservation_id, t.refers_to,
-  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at
+  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at, t.occurred_at
 from ducto_private.ledger as t
-left join ducto_private.pricing_versions as v on v.version = t.pricing_version;
+left join ducto_private.terms as v on t.type = 'usage' and v.version = t.pricing_version and v.plan_id = '';
 comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
 
 create or replace view ducto_read.reservations as
@@ -28,7 +51,11 @@ from ducto_private.reservations as r;
 comment on view ducto_read.reservations is 'One row per hold.';
 
 create or replace view ducto_read.lots as
-select l.lot_id, l.account_id, l.transaction_id, l.amount, l.remainder, l.expires_at, l.created_at
+select l.lot_id, l.account_id, l.transaction_id, l.amount,
+  l.remainder - case when l.remainder > 0 and l.expires_at <= clock_timestamp()
+    then (select coalesce(sum(e.amount), 0) from ducto_read.expired(l.account_id) as e where e.lot_id = l.lot_id)::bigint else 0 end
+    as remainder,
+  l.expires_at, l.created_at
 from ducto_private.credit_lots as l;
 comment on view ducto_read.lots is 'Credits that expire: what was left of a grant once a debt was paid, and what is left of it now.';
 

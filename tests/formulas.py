@@ -1,18 +1,20 @@
-"""Random formulas and usages, and the database's answer to many of them at once."""
+"""Random formulas and usages, and the answers of both back ends to many of them at once."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import psycopg
 
-from ducto_pg import plpgsql
-from ducto_pg.errors import ExpressionError
-from ducto_pg.formula import Formula
-from ducto_pg.language import KNOWN_VARIABLES, parse
+from ducto_pg import exactjson
+from ducto_pg.errors import ExpressionError, FormulaError
+from ducto_pg.formula.generator import Function, compile_function
+from ducto_pg.formula.language import KNOWN_VARIABLES, Formula, parse
 
 METRICS = ("images", "audio_seconds")
+DEFAULTS = {"images": Decimal(0), "audio_seconds": Decimal("2.50")}
 VARIABLES = (*KNOWN_VARIABLES, *METRICS)
 MODELS = ("", "gpt-4", "gpt-4-0613", "claude'x", "back\\slash", "naïve/модель")
 CONSTANTS = (
@@ -63,6 +65,15 @@ class Formulas:
     def usage(self) -> dict[str, Decimal]:
         """A value for each variable, zero and equal ones often."""
         return {name: self.quantity(name) for name in VARIABLES}
+
+    def told(self) -> dict[str, Any]:
+        """A usage as it is given: what is absent has its default, and tool calls may be a list."""
+        told: dict[str, Any] = {name: value for name, value in self.usage().items() if self.random.random() < 0.9}
+        if self.random.random() < 0.9:
+            told["model"] = self.model()
+        if told.get("tool_calls", 4) <= 3:
+            told["tool_calls"] = ["a"] * int(told["tool_calls"])
+        return told
 
     def quantity(self, name: str) -> Decimal:
         whole = self.random.choice([0, 0, 1, 2, 3, 10, 999, 1000, 1001, self.random.randrange(10**6), 10**15 - 1])
@@ -155,28 +166,113 @@ class Formulas:
         )
 
 
-Case = tuple[Formula, Mapping[str, Decimal], str]
+Usage = Mapping[str, Any]
 
 
-def database_answers(connection: psycopg.Connection[Any], cases: Sequence[Case]) -> list[str]:
-    """For each formula, usage and model what the compiled formula answers: the number as text, or the SQLSTATE and
-    message. One statement."""
-    declared = "".join(f"  {plpgsql.variable(name)} numeric;\n" for name in VARIABLES)
-    steps = []
-    for number, (formula, usage, model) in enumerate(cases):
-        given = "".join(
-            f"  {plpgsql.variable(name)} := pg_catalog.trim_scale({usage[name]:f});\n"
-            for name in sorted(formula.variables)
-        )
-        steps.append(
-            f"{given}  v_model := {plpgsql.text(model)};\n"
-            f"  begin\n    return next {plpgsql.expression(formula, f'case {number}')}::text;\n"
-            "  exception when others then return next sqlstate || ' ' || sqlerrm;\n  end;\n"
-        )
-    body = f"declare\n{declared}  v_model text;\nbegin\n{''.join(steps)}end"
-    connection.execute(
-        "create or replace function pg_temp.answers() returns setof text language plpgsql stable as $body$"
-        + body
-        + "$body$"
+@dataclass(frozen=True)
+class Case:
+    """A formula and the usages that it is evaluated for."""
+
+    formula: Formula
+    usages: Sequence[Usage]
+
+
+def engine_answers(case: Case) -> list[str]:
+    """The value for each usage as text, or the SQLSTATE that stands for the error."""
+    answers = []
+    for usage in case.usages:
+        told = {name: value for name, value in usage.items() if name != "model"}
+        if isinstance(told.get("tool_calls"), list):
+            told["tool_calls"] = Decimal(len(told["tool_calls"]))
+        try:
+            answers.append(format(case.formula.evaluate(DEFAULTS | told, usage.get("model", ""), "x"), "f"))
+        except FormulaError:
+            answers.append("22012")
+    return answers
+
+
+def database_answers(connection: psycopg.Connection[Any], cases: Sequence[Case]) -> list[list[str]]:
+    """The same from the functions that the formulas compile to, called by name with their rates: two statements."""
+    compiled = [compile_function(case.formula.tree, DEFAULTS) for case in cases]
+    connection.execute((_ANSWER + "".join({function.id: _create(function) for function in compiled}.values())).encode())
+    rows = connection.execute(
+        """
+        select pg_temp.answers(c.function, c.usages, c.rates)
+        from unnest(%s::text[], %s::jsonb[], %s::text[]) with ordinality as c (function, usages, rates, place)
+        order by c.place
+        """,
+        [
+            [function.name for function in compiled],
+            [exactjson.dumps(case.usages) for case in cases],
+            ["{" + ",".join(f"{rate:f}" for rate in function.rates) + "}" for function in compiled],
+        ],
     )
-    return [row[0] for row in connection.execute("select pg_temp.answers()").fetchall()]
+    return [row[0] for row in rows]
+
+
+def _create(function: Function) -> str:
+    return (
+        f"create or replace function ducto_private.{function.name}(p_usage jsonb, p_rates numeric[]) returns numeric"
+        f" language plpgsql immutable set search_path = pg_catalog, pg_temp as $body${function.body}$body$;\n"
+    )
+
+
+_ANSWER = """
+create or replace function pg_temp.answers(p_function text, p_usages jsonb, p_rates text) returns text[]
+language plpgsql as $body$
+declare
+  v_answers text[];
+  v_usage jsonb;
+  v_answer text;
+begin
+  for v_usage in select * from jsonb_array_elements(p_usages) loop
+    begin
+      execute format('select ducto_private.%I($1, $2)', p_function) into v_answer using v_usage, p_rates::numeric[];
+    exception when others then
+      v_answer := sqlstate;
+    end;
+    v_answers := v_answers || v_answer;
+  end loop;
+  return v_answers;
+end
+$body$;
+"""
+
+
+@dataclass
+class Comparison:
+    """What a run of `compare` has seen: answers, those that were errors, the most decimals, and where they differ."""
+
+    count: int = 0
+    errors: int = 0
+    decimals: int = 0
+    mismatches: int = 0
+    first: str = ""
+
+
+def compare(connection: psycopg.Connection[Any], *, seed: int, count: int, usages: int = 25) -> Comparison:
+    """Random formulas, each for so many random usages, until `count` answers of both back ends were compared.
+
+    Each hundred formulas have a session of their own, since a session looks at all that it has compiled whenever a
+    function is made.
+    """
+    seen = Comparison()
+    for cases in _cases(Formulas(seed), count, usages):
+        with psycopg.connect(connection.info.dsn, password=connection.info.password, autocommit=True) as session:
+            answers = database_answers(session, cases)
+        for case, theirs in zip(cases, answers, strict=True):
+            for usage, mine, their in zip(case.usages, engine_answers(case), theirs, strict=True):
+                seen.count += 1
+                seen.errors += mine == "22012"
+                seen.decimals = max(seen.decimals, len(mine.partition(".")[2]))
+                if mine != their:
+                    seen.mismatches += 1
+                    seen.first = seen.first or f"{case.formula.text} for {usage}: {mine} in Python, {their} in SQL"
+    return seen
+
+
+def _cases(source: Formulas, count: int, usages: int) -> Iterator[list[Case]]:
+    while count > 0:
+        size = min(100, -(-count // usages))
+        yield [Case(parse(source.formula(), METRICS), [source.told() for _ in range(usages)]) for _ in range(size)]
+        count -= size * usages

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ducto_pg import exactjson
-from ducto_pg.config import check, load
+from ducto_pg.config import check, credit_factor, load
 from ducto_pg.errors import ConfigError, ExpressionError
 from ducto_pg.models import PricingConfigData
 
@@ -24,8 +24,15 @@ FULL: dict[str, Any] = {
     "min_balance": 0,
     "plans": {
         "free": {"id": "free", "name": "Free", "free_allowance": 100},
-        "pro": {"id": "pro", "name": "Pro", "rate_overrides": {"gpt-4": PRICE}, "features": {"seats": 5, "sla": None}},
+        "pro": {
+            "id": "pro",
+            "name": "Pro",
+            "rate_overrides": {"gpt-4": PRICE},
+            "features": {"seats": 5, "sla": None},
+            "factor": Decimal("0.8"),
+        },
     },
+    "factor": Decimal("1000000"),
     "rounding": "half_up",
     "metrics": {"images": 0, "audio_seconds": Decimal("0.5")},
     "default_plan": "free",
@@ -62,6 +69,12 @@ def test_defaults() -> None:
     assert config.low_balance_credits == 10
     assert load(with_changes(low_balance=0)).low_balance_credits == 0
     assert load(with_changes(min_balance=2**63 - 1)).low_balance_credits == 2**63 - 1
+
+
+def test_factors_multiply() -> None:
+    config = load(plan(factor=Decimal("0.50")) | {"factor": Decimal("20.0")})
+    assert [str(credit_factor(config)), str(credit_factor(config, "p"))] == ["20", "10"]
+    assert str(credit_factor(load(with_changes()))) == "1"
 
 
 def test_formulas_come_back_parsed() -> None:
@@ -120,6 +133,12 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "a misspelt section and no models": ({"modles": {}}, "modles", None, "models", "unknown key"),
     "empty models": ({"models": {}}, "models", None, None, "at least one model"),
     "models as a list": ({"models": ["a"]}, "models", None, None, "valid dictionary"),
+    "a factor of nothing": (with_changes(factor=0), "factor", None, None, "must be above 0, not 0"),
+    "a negative factor": (plan(factor=Decimal(-1)), "plans.p.factor", None, None, "must be above 0, not -1"),
+    "a factor that is text": (with_changes(factor="2"), "factor", None, None, "must be a number, not '2'"),
+    "a factor that is a float": (with_changes(factor=float("0.5")), "factor", None, None, "0.5 is a float"),
+    "a factor of 31 digits": (with_changes(factor=10**30), "factor", None, None, "30 digits before and after"),
+    "a factor of 31 decimals": (plan(factor=Decimal("1e-31")), "plans.p.factor", None, None, "30 digits"),
     "a formula that is a number": (
         {"models": {"a": 5}}, "models.a", None, None, "a formula is text, such as 'input_tokens * 0.001', not 5"),
     "version 2": (with_changes(version=2), "version", None, None, "should be 1"),

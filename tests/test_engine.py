@@ -45,6 +45,7 @@ SHOP: dict[str, Any] = {
                 "_default": "images * 3",
             },
         },
+        "short": {"id": "short", "name": "Short", "rate_overrides": {"gpt": "input_tokens * 7"}},
         "free": {"id": "free", "name": "Free"},
     },
 }
@@ -113,9 +114,12 @@ def test_price(usage: dict[str, Any], resolved: str | None, parts: str, total: s
 
 PLANS = [
     ("pro", {"model": "gpt-4-0613", "input_tokens": 1000}, "gpt-4", "5"),
-    ("pro", {"model": "gpt-4-mini", "input_tokens": 1000}, "gpt-4-mini", "1"),
+    ("pro", {"model": "gpt-4-mini", "input_tokens": 1000}, "gpt-4", "5"),
     ("pro", {"model": "gpt-4-mini-x-1", "input_tokens": 1000}, "gpt-4-mini-x", "1000"),
     ("pro", {"model": "other", "images": 2}, None, "6"),
+    ("short", {"model": "gpt-4", "input_tokens": 1000}, "gpt", "7000"),
+    ("short", {"model": "gpt-4-mini", "input_tokens": 1000}, "gpt", "7000"),
+    ("short", {"model": "other", "input_tokens": 1000}, None, "2"),
     ("free", {"model": "gpt-4-0613", "input_tokens": 1000}, "gpt-4", "10"),
 ]
 
@@ -124,6 +128,44 @@ PLANS = [
 def test_price_on_a_plan(plan: str, usage: dict[str, Any], resolved: str | None, total: str) -> None:
     result = PricingEngine.from_dict(SHOP).calculate(usage, plan)
     assert (result.plan_id, result.resolved_model, result.total) == (plan, resolved, Decimal(total))
+
+
+def test_an_override_is_asked_before_the_list_and_its_default_last() -> None:
+    overrides = {"a-b": "input_tokens * 3", "_default": "input_tokens * 4"}
+    engine = PricingEngine.from_dict(
+        {
+            "models": {"a": "input_tokens", "a-b-c": "input_tokens * 2", "_default": "input_tokens * 9"},
+            "plans": {"p": {"id": "p", "name": "P", "rate_overrides": overrides}},
+        }
+    )
+    names = ["a-b", "a-b-1", "a-b-c", "a-b-c-1", "a", "a-x", "b", "_default", None]
+    results = [engine.calculate({"model": name, "input_tokens": 1}, "p") for name in names]
+    assert [(result.resolved_model, int(result.total)) for result in results] == [
+        ("a-b", 3), ("a-b", 3), ("a-b", 3), ("a-b", 3), ("a", 1), ("a", 1), (None, 4), ("_default", 4), (None, 4),
+    ]  # fmt: skip
+    assert engine.calculate({"model": "a-b-c-1", "input_tokens": 1}).resolved_model == "a-b-c"
+
+
+def test_null_is_absent() -> None:
+    engine = PricingEngine.from_dict(SHOP)
+    nulls = dict.fromkeys(("input_tokens", "tool_calls", "images", "seconds", "fixed_job", "not_known"))
+    assert engine.calculate({"model": "gpt-4"} | nulls) == engine.calculate({"model": "gpt-4"})
+
+
+def test_a_factor_turns_what_formulas_give_into_credits() -> None:
+    config = SHOP | {"factor": Decimal("0.50"), "plans": {"p": {"id": "p", "name": "P", "factor": 3}}}
+    usage = {
+        "model": "gpt-4", "input_tokens": 1000, "cache_read_tokens": 1000,
+        "tool_calls": ["a"], "search_queries": 3, "fixed_job": "report",
+    }  # fmt: skip
+    engine = PricingEngine.from_dict(config)
+    results = [engine.calculate(usage), engine.calculate(usage, "p")]
+    assert [[str(getattr(result, part)) for part in PARTS] for result in results] == [
+        ["5.000", "1.0", "0.75", "-2.25000", "10", "14.50000"],
+        ["15.000", "3.0", "2.25", "-6.75000", "10", "23.50000"],
+    ]
+    nothing = engine.calculate({})
+    assert [str(getattr(nothing, part)) for part in PARTS] == ["0", "0", "0", "0.00000", "0", "0"]
 
 
 def test_a_metric_not_told_has_its_default() -> None:
@@ -169,8 +211,6 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, type[DuctoEr
     "misspelt metric": (SHOP, {"image": 5}, None, UnknownMetricError, "'image' (did you mean images?)"),
     "unknown plan": (SHOP, {}, "Pro", InvalidArgumentError, "'Pro' (did you mean pro?)"),
     "a negative count": (SHOP, {"input_tokens": -5}, None, InvalidArgumentError, "input_tokens: must not be negative"),
-    "a null count": (SHOP, {"model": "m", "input_tokens": None}, None, InvalidArgumentError, "input_tokens: must be"),
-    "null tools": (SHOP, {"tool_calls": None}, None, InvalidArgumentError, "tool_calls: must be"),
     "text": (SHOP, {"images": "5"}, None, InvalidArgumentError, "images: must be a number, not '5'"),
     "a zero divisor in a tool": (SHOP, {"tool_calls": ["odd"] * 3}, None, FormulaError, "tools.odd"),
     "a zero divisor in an override": (
@@ -179,6 +219,9 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, type[DuctoEr
     "a cost beyond bigint": (
         {"models": {"a": "input_tokens ** 2", "b": "input_tokens"}, "tools": {"t": "tool_calls"}},
         {"model": "a", "input_tokens": 10**10, "tool_calls": ["t"]}, None, OutOfRangeError, "models.a"),
+    "a factor beyond bigint": (
+        {"models": {"a": "input_tokens"}, "factor": 10**29, "fixed": {"j": 2**62}},
+        {"model": "a", "input_tokens": 10, "fixed_job": "j"}, None, OutOfRangeError, "models.a"),
     "a tool beyond bigint": (
         {"models": {"a": "input_tokens"}, "tools": {"t": "tool_calls * 1e20"}},
         {"model": "a", "input_tokens": 10, "tool_calls": ["t"]}, None, OutOfRangeError, "tools.t"),

@@ -1,36 +1,19 @@
-"""Decimal with the semantics of PostgreSQL's numeric, display scale included, and the core's back end in Python.
+"""Decimal with the semantics of PostgreSQL's numeric, display scale included, and the formulas' back end in Python.
 
 Every result equals the server's digit by digit: `format(result, "f")` is the text of the numeric. Sums and products are
 exact (products to 16,383 decimals), quotients have PostgreSQL's scale, rounding is half away from zero, and there is no
 negative zero.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
-from typing import assert_never
+from typing import Any
 
-from ducto_pg.errors import FormulaError
-from ducto_pg.formula import (
-    And,
-    Arithmetic,
-    Call,
-    Choice,
-    Comparison,
-    Condition,
-    Formula,
-    ModelHas,
-    ModelIs,
-    Negative,
-    NonZero,
-    Not,
-    Number,
-    Or,
-    Percentile,
-    Round,
-    Truth,
-    Value,
-    Variable,
-)
+from sqlglot import exp
+
+Usage = Mapping[str, Any]
+Evaluation = Callable[[Usage], Any]
 
 MAX_SCALE = 16_383
 MAX_QUOTIENT_SCALE = 1_000
@@ -142,82 +125,134 @@ def percentile(position: Decimal, values: Sequence[Decimal]) -> Decimal:
     return add(ordered[index], multiply(subtract(ordered[index + 1], ordered[index]), fraction))
 
 
-def evaluate(formula: Formula, variables: Mapping[str, Decimal], model: str, where: str) -> Decimal:
-    """The value of a formula.
+def evaluation(node: exp.Expr) -> Evaluation:
+    """The node as a function of the usage: a Decimal for each field that it names, and the name of the `model`.
 
-    `variables` holds the exact usage, absent ones are 0; `model` is the name as given, '' when absent. Raises
-    FormulaError, naming `where` (the formula's path in the config), on a division by zero in a branch that is taken.
+    It answers a Decimal, or a bool where the node is a condition, and raises ZeroDivisionError.
     """
-    known = {name: trim_scale(variables.get(name, ZERO)) for name in formula.variables}
-    try:
-        return value_of(formula.tree, known, model)
-    except ZeroDivisionError:
-        hint = "Guard the divisor, as in: x / y if y else 0"
-        raise FormulaError(f"division by zero in {where}", hint=hint) from None
+    return NODES[type(node)](node)
 
 
-def value_of(node: Value, variables: Mapping[str, Decimal], model: str) -> Decimal:
-    """The value of one node of the core. Raises ZeroDivisionError."""
-    match node:
-        case Number():
-            return node.value
-        case Variable():
-            return variables[node.name]
-        case Arithmetic():
-            left, right = value_of(node.left, variables, model), value_of(node.right, variables, model)
-            return _OPERATORS[node.operator](left, right)
-        case Choice():
-            taken = node.then if holds(node.condition, variables, model) else node.otherwise
-            return value_of(taken, variables, model)
-        case Truth():
-            return ONE if holds(node.condition, variables, model) else ZERO
-        case Negative():
-            return negate(value_of(node.operand, variables, model))
-        case Call():
-            return _CALLS[node.function]([value_of(argument, variables, model) for argument in node.arguments])
-        case Round():
-            return round_half_up(value_of(node.operand, variables, model), node.digits)
-        case Percentile():
-            return percentile(node.position, [value_of(value, variables, model) for value in node.values])
-    assert_never(node)
+def spine(node: exp.Expr, kinds: tuple[type[exp.Expr], ...]) -> tuple[exp.Expr, list[exp.Expr]]:
+    """The first operand of a chain of these operators, and the operators from left to right.
+
+    A chain leans to the left and may be longer than the interpreter's stack: who walks one does it in a loop.
+    """
+    links = []
+    while isinstance(node, kinds):
+        links.append(node)
+        node = node.this
+    return node, links[::-1]
 
 
-def holds(node: Condition, variables: Mapping[str, Decimal], model: str) -> bool:
-    """Whether a condition of the core is true. Raises ZeroDivisionError."""
-    match node:
-        case Comparison():
-            left, right = value_of(node.left, variables, model), value_of(node.right, variables, model)
-            return _COMPARISONS[node.operator](left, right)
-        case And():
-            return holds(node.left, variables, model) and holds(node.right, variables, model)
-        case Or():
-            return holds(node.left, variables, model) or holds(node.right, variables, model)
-        case Not():
-            return not holds(node.operand, variables, model)
-        case NonZero():
-            return bool(value_of(node.operand, variables, model))
-        case ModelIs():
-            return model == node.text
-        case ModelHas():
-            return node.text in model
-    assert_never(node)
+def _chain(node: exp.Expr) -> Evaluation:
+    first, links = spine(node, CHAINED)
+    start = evaluation(first)
+    steps = [(OPERATORS[type(link)], evaluation(link.expression)) for link in links]
+
+    def evaluate(usage: Usage) -> Decimal:
+        value: Decimal = start(usage)
+        for operate, operand in steps:
+            value = operate(value, operand(usage))
+        return value
+
+    return evaluate
 
 
-_OPERATORS = {"+": add, "-": subtract, "*": multiply, "/": divide, "//": floor_divide, "%": modulo}
-_CALLS: Mapping[str, Callable[[Sequence[Decimal]], Decimal]] = {
+def _connective(node: exp.Expr) -> Evaluation:
+    """`and` ends at the first operand that is false, `or` at the first that is true."""
+    first, links = spine(node, (type(node),))
+    operands = [evaluation(operand) for operand in (first, *(link.expression for link in links))]
+    decide = any if isinstance(node, exp.Or) else all
+    return lambda usage: decide(operand(usage) for operand in operands)
+
+
+def _case(node: exp.Expr) -> Evaluation:
+    branches = [(evaluation(branch.this), evaluation(branch.args["true"])) for branch in node.args["ifs"]]
+    default = evaluation(node.args["default"])
+
+    def evaluate(usage: Usage) -> Decimal:
+        for holds, value in branches:
+            if holds(usage):
+                return value(usage)  # type: ignore[no-any-return]
+        return default(usage)  # type: ignore[no-any-return]
+
+    return evaluate
+
+
+def _comparison(node: exp.Expr) -> Evaluation:
+    compare = COMPARISONS[type(node)]
+    left, right = evaluation(node.this), evaluation(node.expression)
+
+    def evaluate(usage: Usage) -> bool:
+        return bool(compare(left(usage), right(usage)))
+
+    return evaluate
+
+
+def _call(node: exp.Expr) -> Evaluation:
+    function = FUNCTIONS[node.name]
+    arguments = [evaluation(argument) for argument in node.expressions]
+    return lambda usage: function([argument(usage) for argument in arguments])
+
+
+def _constant(value: Decimal | str) -> Evaluation:
+    return lambda usage: value
+
+
+def _literal(node: exp.Expr) -> Evaluation:
+    return _constant(node.name if node.is_string else Decimal(node.name))
+
+
+def _negative(node: exp.Expr) -> Evaluation:
+    operand = evaluation(node.this)
+    return lambda usage: negate(operand(usage))
+
+
+def _not(node: exp.Expr) -> Evaluation:
+    operand = evaluation(node.this)
+    return lambda usage: not operand(usage)
+
+
+OPERATORS: Mapping[type[exp.Expr], Callable[[Decimal, Decimal], Decimal]] = {
+    exp.Add: add,
+    exp.Sub: subtract,
+    exp.Mul: multiply,
+    exp.Div: divide,
+    exp.IntDiv: floor_divide,
+    exp.Mod: modulo,
+}
+CHAINED = tuple(OPERATORS)
+COMPARISONS: Mapping[type[exp.Expr], Callable[[Any, Any], bool]] = {
+    exp.LT: operator.lt,
+    exp.LTE: operator.le,
+    exp.GT: operator.gt,
+    exp.GTE: operator.ge,
+    exp.EQ: operator.eq,
+    exp.NEQ: operator.ne,
+    exp.Contains: operator.contains,
+}
+FUNCTIONS: Mapping[str, Callable[[Sequence[Decimal]], Decimal]] = {
     "min": min,
     "max": max,
     "abs": lambda values: values[0].copy_abs(),
     "floor": lambda values: floor(values[0]),
     "ceil": lambda values: ceil(values[0]),
+    "round": lambda values: round_half_up(values[0], int(values[1])),
+    "percentile": lambda values: percentile(values[0], values[1:]),
 }
-_COMPARISONS = {
-    "<": Decimal.__lt__,
-    "<=": Decimal.__le__,
-    ">": Decimal.__gt__,
-    ">=": Decimal.__ge__,
-    "=": Decimal.__eq__,
-    "<>": Decimal.__ne__,
+NODES: Mapping[type[exp.Expr], Callable[[exp.Expr], Evaluation]] = {
+    exp.Literal: _literal,
+    exp.Parameter: lambda node: _literal(node.this),
+    exp.Var: lambda node: operator.itemgetter(node.name),
+    exp.Neg: _negative,
+    **dict.fromkeys(OPERATORS, _chain),
+    exp.Anonymous: _call,
+    exp.Case: _case,
+    **dict.fromkeys(COMPARISONS, _comparison),
+    exp.And: _connective,
+    exp.Or: _connective,
+    exp.Not: _not,
 }
 
 

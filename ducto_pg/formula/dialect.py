@@ -1,8 +1,7 @@
 """The formula language as a sqlglot dialect: text -> sqlglot tree.
 
 Tables say what there is; methods only what SQL does not have: Python's precedence, chained comparisons, conditionals.
-Nothing of SQL's own grammar can be reached from `_parse_statement`. Importing this module imports sqlglot, so
-`language` does it when the first formula is parsed.
+Nothing of SQL's own grammar can be reached from `_parse_statement`.
 """
 
 import re

@@ -1,0 +1,556 @@
+-- The one road of all that claims or takes credits: holds, extensions, charges and settlements.
+--
+-- spend() loads an account under its lock, decides on variables, and writes last, so that a refusal leaves no trace. PL/pgSQL
+-- prepares each expression anew in each transaction, and a charge is one: hence few of them, and none that the account
+-- does not use.
+
+-- What makes two holds, extensions or charges the same request.
+create or replace function ducto_private.fingerprint(p_ask ducto_private.ask) returns bigint
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return jsonb_hash_extended(jsonb_build_array(p_ask.call, ducto_private.asked_usage(p_ask.usage), p_ask.amount, p_ask.model,
+    lower(p_ask.reservation_id), p_ask.final, p_ask.actor_id, p_ask.operation_type), 0);
+end
+$$;
+
+-- The answer of a refusal: nothing but why, and the account as it stands.
+create or replace function ducto_private.charge_refusal(
+  p_error text, p_account ducto_private.accounts, p_shortfall bigint default 0) returns ducto.deduction_result
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return row(null, null, 0, coalesce(p_account.balance, 0), false, p_error, 0, 0, p_shortfall, '{}'::text[],
+    coalesce(p_account.revision, 0))::ducto.deduction_result;
+end
+$$;
+
+create or replace function ducto_private.hold_refusal(p_error text, p_account ducto_private.accounts) returns ducto.reserve_result
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.held, 0), p_error, false, null, '{}'::text[],
+    coalesce(p_account.revision, 0))::ducto.reserve_result;
+end
+$$;
+
+-- The first answer of a charge again, to the same request.
+create or replace function ducto_private.charge_replay(p_id uuid, p_ask ducto_private.ask, p_account ducto_private.accounts)
+returns ducto.deduction_result
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row constant ducto_private.ledger := ducto_private.find_transaction(p_id::text, p_account.account_id);
+  v_first ducto_private.ask;
+  v_fingerprint bigint := v_row.fingerprint;
+begin
+  if v_row.type = 'usage' and v_fingerprint is null then
+    v_first.call := 'deduct';
+    v_first.usage := v_row.usage;
+    v_first.final := true;
+    v_fingerprint := ducto_private.fingerprint(v_first);
+  end if;
+  if v_fingerprint is distinct from ducto_private.fingerprint(p_ask) then
+    return ducto_private.charge_refusal('idempotency_conflict', p_account);
+  end if;
+  return row(v_row.transaction_id, coalesce(v_row.actor_id, v_row.account_id), v_row.amount, v_row.balance_after, true, null,
+    v_row.cost, v_row.allowance_used, v_row.shortfall, coalesce(v_row.warnings, '{}'), v_row.revision)::ducto.deduction_result;
+end
+$$;
+
+-- A hold's or an extension's answer as its key remembers it.
+create or replace function ducto_private.hold_replay(
+  p_key ducto_private.hold_keys, p_ask ducto_private.ask, p_account ducto_private.accounts) returns ducto.reserve_result
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_key.fingerprint <> ducto_private.fingerprint(p_ask) then
+    return ducto_private.hold_refusal('idempotency_conflict', p_account);
+  end if;
+  return row(p_key.reservation_id, coalesce((ducto_private.find_hold(p_key.reservation_id::text, p_key.account_id)).actor_id,
+    p_key.account_id), p_key.amount, p_key.balance, p_key.reserved_total, null, true, p_key.expires_at,
+    coalesce(p_key.warnings, '{}'), p_key.revision)::ducto.reserve_result;
+end
+$$;
+
+-- The refusal that misuse is in a batch; null for what fails the whole batch.
+create or replace function ducto_private.batch_error(p_sqlstate text) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case p_sqlstate
+    when '22023' then 'invalid_argument'
+    when '22003' then 'out_of_range'
+    when 'DU003' then 'unknown_model'
+    when 'DU004' then 'unknown_job'
+    when 'DU005' then 'unknown_metric'
+    when 'DU006' then 'formula_error' end;
+end
+$$;
+
+-- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
+-- Plans are generic, because PostgreSQL would make some of them anew for each call.
+create or replace function ducto_private.spend(
+  p_account_id text, p_asks ducto_private.ask[], out charges ducto.deduction_result[], out holds ducto.reserve_result[])
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_opening ducto_private.terms;
+  v_now timestamptz;
+  v_due boolean;
+  v_written boolean := false;
+  v_new_keys boolean := false;
+  v_ask ducto_private.ask;
+begin
+  -- Load
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_account_id
+  for no key update;
+  if found then
+    v_now := greatest(clock_timestamp(), v_account.changed_at);
+    v_due := v_account.holds > 0 and v_account.holds_due_at <= v_now or v_account.lots > 0 and v_account.lots_due_at <= v_now;
+    if v_due then
+      v_account := ducto_private.without_expired(v_account, v_now);
+    end if;
+  else
+    perform ducto_private.check_text(p_account_id, 'p_user_id');
+    v_now := clock_timestamp();
+    v_opening := ducto_private.find_terms(null, null, v_now);
+    v_account := ducto_private.unopened(p_account_id, 'user', v_now, v_opening);
+  end if;
+
+  if cardinality(p_asks) > 1 then
+    -- Of many charges the keys are looked up at once; where one is known or named twice, each by itself.
+    select count(distinct k.key) = count(k.key) and not bool_or(exists (
+      select
+      from ducto_private.transactions as t
+      where t.account_id = p_account_id and t.idempotency_key = k.key))
+    into v_new_keys
+    from unnest(p_asks) as k
+    where k.key is not null;
+  end if;
+
+  <<asks>>
+  foreach v_ask in array p_asks loop
+    declare
+      v_error text := v_ask.error;
+      v_admits boolean := true;
+      v_actor text := v_ask.actor_id;
+      v_id uuid;
+      v_fingerprint bigint;
+      v_key ducto_private.hold_keys;
+      v_hold ducto_private.reservations;
+      v_held bigint;
+      v_member ducto_private.team_members;
+      v_plan text := v_account.plan_id;
+      v_model text := coalesce(v_ask.model, v_ask.usage ->> 'model');
+      v_resolved text;
+      v_version integer;
+      v_min_balance bigint;
+      v_low_balance bigint;
+      v_free bigint;
+      v_rounding text;
+      v_overrun text;
+      v_zone text;
+      v_factor numeric;
+      v_plain boolean;
+      v_formula bigint;
+      v_rates numeric[];
+      v_prefixes text[];
+      v_default bigint;
+      v_default_rates numeric[];
+      v_cost numeric;
+      v_amount bigint;
+      v_left bigint := 0;
+      v_debit bigint;
+      v_shortfall bigint := 0;
+      v_check ducto_private.caps_check;
+      v_warnings text[];
+      v_quote ducto_private.quote;
+      v_refused ducto_private.accounts;
+    begin
+      <<decide>>
+      begin
+        exit decide when v_error is not null;
+        -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
+        if (v_ask.metadata is null and v_ask.model is null
+          and (v_ask.key is null or v_ask.key collate "C" >= '!' and v_ask.key collate "C" < '~' and octet_length(v_ask.key) < 256)
+          and jsonb_typeof(v_ask.usage -> 'model') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_ask.usage) < 16384
+          and not (v_ask.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
+          is not true
+        then
+          begin
+            if v_ask.amount is null and v_ask.job is null then
+              v_ask.usage := ducto_private.checked_usage(v_ask.usage);
+              v_model := v_ask.usage ->> 'model';
+            end if;
+            perform ducto_private.check_short(v_ask.model, 'p_model');
+            perform ducto_private.check_key(v_ask.key);
+            perform ducto_private.check_metadata(v_ask.metadata);
+          exception when others then
+            v_error := ducto_private.batch_error(sqlstate);
+            if not v_ask.batched or v_error is null then
+              raise;
+            end if;
+          end;
+          exit decide when v_error is not null;
+        end if;
+
+        -- The key, and the account's kind
+        if v_ask.key is not null and v_new_keys is not true then
+          if v_ask.does = 'charge' then
+            select t.transaction_id
+            into v_id
+            from ducto_private.transactions as t
+            where t.account_id = p_account_id and t.idempotency_key = v_ask.key;
+            if found then
+              charges := charges || ducto_private.charge_replay(v_id, v_ask, v_account);
+              continue asks;
+            end if;
+          else
+            select k.*
+            into v_key
+            from ducto_private.hold_keys as k
+            where k.account_id = p_account_id and k.idempotency_key = v_ask.key;
+            if found then
+              holds := holds || ducto_private.hold_replay(v_key, v_ask, v_account);
+              continue asks;
+            end if;
+          end if;
+        end if;
+        if v_opening.version is not null or v_account.kind = 'team' or v_ask.actor_id is not null then
+          v_error := case
+            when v_ask.actor_id is not null and v_account.kind <> 'team' then 'team_not_found'
+            when v_ask.actor_id is null and v_account.kind = 'team' and v_ask.does <> 'extend' then 'is_a_team'
+            when v_opening.default_plan is null and v_opening.signup_bonus = 0 then 'account_not_found' end;
+          exit decide when v_error is not null;
+        end if;
+
+        -- The hold that is settled or extended, and the member
+        if v_ask.reservation_id is not null then
+          v_admits := v_ask.does = 'extend';
+          select r.*
+          into v_hold
+          from ducto_private.reservations as r
+          where r.reservation_id = ducto_private.to_id(v_ask.reservation_id) and r.account_id = p_account_id;
+          if not found or not v_admits and v_hold.actor_id is distinct from v_ask.actor_id then
+            v_error := 'reservation_not_found';
+          elsif v_admits then
+            v_error := case when v_hold.status <> 'active' or v_hold.expires_at <= v_now then 'reservation_not_active' end;
+            v_actor := v_hold.actor_id;
+            v_ask.min_balance := v_hold.min_balance;
+            v_model := v_hold.model;
+          elsif v_hold.settled_by is not null and v_ask.key is null and v_ask.final then
+            -- The end of a hold is the key of the keyless call that ended it.
+            charges := charges || ducto_private.charge_replay(v_hold.settled_by, v_ask, v_account);
+            continue asks;
+          elsif v_hold.status in ('settled', 'released') then
+            v_error := 'reservation_not_active';
+          else
+            v_version := v_hold.pricing_version;
+            v_plan := v_hold.plan_id;
+            v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
+          end if;
+          exit decide when v_error is not null;
+        end if;
+        if v_actor is not null then
+          select m.*
+          into v_member
+          from ducto_private.team_members as m
+          where m.account_id = p_account_id and m.user_id = v_actor;
+          if v_admits and (v_member.user_id is null or v_member.left_at is not null) and (v_ask.does <> 'extend' or v_ask.amount > 0)
+          then
+            v_error := 'not_a_member';
+            exit decide;
+          end if;
+        end if;
+
+        -- The price: terms and the model's price in one statement, lest two versions mix. What a composed price does not
+        -- cover is priced part by part.
+        select t.version, t.rounding, t.overrun, t.timezone, t.min_balance, t.low_balance, t.free_allowance, t.factor,
+          t.overrides is null and v_ask.usage - t.fields = '{}', p.key, p.composed_id, p.composed_rates, p.prefixes, t.default_id,
+          t.default_rates
+        into v_version, v_rounding, v_overrun, v_zone, v_min_balance, v_low_balance, v_free, v_factor, v_plain, v_resolved,
+          v_formula, v_rates, v_prefixes, v_default, v_default_rates
+        from ducto_private.terms as t
+        left join lateral (
+          select m.key, m.composed_id, m.composed_rates, m.prefixes
+          from ducto_private.prices as m
+          where m.version = t.version and m.section = 'models' and m.key <= v_model
+          order by m.key desc
+          limit 1
+        ) as p on true
+        where t.plan_id = coalesce(v_plan, '')
+          and t.version = coalesce(v_version, v_opening.version, (
+            select a.version
+            from ducto_private.activations as a
+            where a.starts_at <= v_now and a.withdrawn_at is null
+            order by a.activation_id desc
+            limit 1));
+        -- serves(), in place
+        if (v_resolved = v_model or v_resolved <> '_default' and starts_with(v_model, v_resolved)
+          and strpos('-@:/_', substr(v_model, length(v_resolved) + 1, 1)) > 0) is not true
+        then
+          v_resolved := null;
+          v_formula := case when v_prefixes is null then v_default end;
+          v_rates := v_default_rates;
+        end if;
+        if v_plain and v_formula is not null then
+          v_cost := greatest(0, ducto_private.evaluate(v_formula, v_ask.usage, v_rates) * v_factor);
+        end if;
+        if v_cost is null or v_cost > 9223372036854775807 then
+          if v_version is null then
+            perform ducto_private.find_terms(null, v_plan, v_now);
+          end if;
+          begin
+            if v_ask.amount is not null then
+              v_cost := v_ask.amount;
+              if v_admits and v_ask.does = 'extend' then
+                v_resolved := v_hold.resolved_model;
+              elsif v_model is not null then
+                v_resolved := (ducto_private.find_model(ducto_private.find_terms(v_version, v_plan, v_now), v_model)).key;
+              end if;
+            elsif v_ask.job is not null then
+              v_cost := ducto_private.job_price(v_version, v_ask.job);
+            else
+              v_quote := ducto_private.price(ducto_private.find_terms(v_version, v_plan, v_now), v_ask.usage);
+              v_cost := v_quote.cost;
+              v_resolved := v_quote.resolved_model;
+            end if;
+          exception when others then
+            v_error := ducto_private.batch_error(sqlstate);
+            if not v_ask.batched or v_error is null then
+              raise;
+            end if;
+          end;
+          exit decide when v_error is not null;
+        end if;
+
+        -- Cost to credits, and what the allowance pays of them
+        v_amount := case
+          when v_ask.does <> 'charge' or v_rounding = 'up' then ceil(v_cost)
+          when v_rounding = 'carry' then floor(v_account.carry + v_cost)
+          when v_rounding = 'down' then floor(v_cost)
+          else floor(v_cost + 0.5) end;
+        if not v_admits then
+          -- A settlement has the account's present allowance.
+          select t.free_allowance, t.low_balance
+          into v_free, v_low_balance
+          from ducto_private.terms as t
+          where t.plan_id = coalesce(v_account.plan_id, '') and t.version = ducto_private.active_version(v_now);
+        end if;
+        if v_account.plan_id is not null then
+          if v_account.allowance_end is null or v_now >= v_account.allowance_end then
+            v_account := ducto_private.roll_allowance(v_account, v_now, v_zone);
+          end if;
+          v_left := greatest(0, v_free - v_account.allowance_used);
+        end if;
+        v_debit := case v_ask.does when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
+
+        -- Caps, the member's cap, and funds
+        if v_account.caps > 0 then
+          v_check := ducto_private.check_caps(p_account_id, v_now, v_zone, array['', v_model, v_resolved], v_account.held, v_amount,
+            v_left, v_debit, v_admits);
+          if v_check.denied then
+            v_error := 'spend_cap_exceeded';
+            exit decide;
+          end if;
+        end if;
+        if v_admits then
+          if v_member.spend_cap is not null
+            and ducto_private.member_exceeds(v_member, v_now, v_zone, v_account.held, v_amount, v_left)
+          then
+            v_error := 'member_cap_exceeded';
+          -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Numeric,
+          -- because the sum may pass bigint where the answer is no.
+          elsif v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
+            + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_min_balance end))
+          then
+            v_error := 'insufficient_credits';
+          elsif v_ask.does <> 'charge' and v_account.held > 0 then
+            perform ducto_private.check_range(v_account.held::numeric + v_amount, 'the holds', p_account_id);
+          end if;
+        else
+          if v_held is null then
+            v_warnings := '{reservation_expired}';
+          end if;
+          -- Above the held amount: all of the account that other holds do not claim, then debt or a refusal.
+          if v_amount > coalesce(v_held, 0) then
+            v_shortfall := least(9223372036854775807, greatest(0, v_amount - coalesce(v_held, 0)::numeric
+              - greatest(0, v_account.balance::numeric + v_left + v_account.credit_limit - v_account.held)));
+            if v_shortfall > 0 and v_overrun = 'reject' then
+              v_error := 'insufficient_credits';
+              exit decide;
+            end if;
+          end if;
+          if v_account.balance::numeric - v_debit < -9223372036854775807
+            or v_hold.charged::numeric + v_amount > 9223372036854775807
+          then
+            if not v_ask.batched then
+              perform ducto_private.check_range(v_account.balance::numeric - v_debit, 'the balance', p_account_id);
+              perform ducto_private.check_range(v_hold.charged::numeric + v_amount, 'what the hold charged', p_account_id);
+            end if;
+            v_error := 'out_of_range';
+          end if;
+        end if;
+      end;
+
+      -- Write
+      if v_error is not null then
+        if v_opening.version is not null or v_error = 'team_not_found' then
+          v_refused := null;
+        else
+          v_refused := v_account;
+        end if;
+        if v_ask.does = 'charge' then
+          charges := charges || ducto_private.charge_refusal(v_error, v_refused,
+            case v_error when 'insufficient_credits' then v_shortfall else 0 end);
+        else
+          holds := holds || ducto_private.hold_refusal(v_error, v_refused);
+        end if;
+        continue asks;
+      end if;
+      if not v_written then
+        if v_opening.version is not null then
+          if not ducto_private.open_account(v_account, v_version) then
+            select s.charges, s.holds
+            into charges, holds
+            from ducto_private.spend(p_account_id, p_asks) as s;
+            return;
+          end if;
+          v_account.seq := (v_account.balance > 0)::integer;
+          v_account.revision := v_account.seq;
+          v_opening := null;
+        elsif v_due then
+          v_account.seq := v_account.seq + ducto_private.write_expiry(p_account_id, v_now);
+          select a.revision
+          into v_account.revision
+          from ducto_private.accounts as a
+          where a.account_id = p_account_id;
+        end if;
+        v_written := true;
+      end if;
+      v_account.revision := v_account.revision + 1;
+      if v_account.caps > 0 then
+        if ducto_private.count_caps(v_check, v_debit, v_now) then
+          v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
+        end if;
+      end if;
+
+      if v_ask.does <> 'charge' then
+        if v_ask.does = 'hold' then
+          insert into ducto_private.reservations (account_id, actor_id, held, created_at, expires_at, min_balance, pricing_version,
+            plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
+          values (p_account_id, v_actor, v_amount, v_now, v_now + make_interval(secs => v_ask.ttl_seconds), v_ask.min_balance,
+            v_version, v_account.plan_id, v_ask.operation_type, v_model, v_resolved, v_ask.usage, v_ask.metadata, v_ask.key)
+          returning reservation_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
+          v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
+            else v_hold.expires_at end;
+          v_account.holds := v_account.holds + 1;
+        else
+          update ducto_private.reservations as r
+          set held = r.held + v_amount,
+            expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_ask.ttl_seconds))
+          where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+          returning r.reservation_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
+        end if;
+        v_account.held := v_account.held + v_amount;
+        if v_ask.key is not null then
+          insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance,
+            reserved_total, revision, expires_at, warnings)
+          values (p_account_id, v_ask.key, ducto_private.fingerprint(v_ask), v_id, v_hold.held, v_account.balance, v_account.held,
+            v_account.revision, v_hold.expires_at, v_warnings);
+        end if;
+        holds := holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
+          v_hold.expires_at, coalesce(v_warnings, '{}'), v_account.revision)::ducto.reserve_result;
+        continue asks;
+      end if;
+
+      v_account.seq := v_account.seq + 1;
+      v_account.balance := v_account.balance - v_debit;
+      if v_rounding = 'carry' then
+        v_account.carry := trim_scale(v_account.carry + v_cost - v_amount);
+      end if;
+      if v_left > 0 then
+        v_account.allowance_used := v_account.allowance_used + v_amount - v_debit;
+      end if;
+      if v_actor is not null and ducto_private.count_member(v_member, v_now, v_zone, v_debit, v_now) then
+        v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
+      end if;
+      if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
+        v_fingerprint := ducto_private.fingerprint(v_ask);
+      end if;
+      insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
+        pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
+        idempotency_key, metadata)
+      values (v_account.seq, -v_debit, v_account.balance, v_amount - v_debit, v_account.revision, v_now,
+        v_fingerprint, v_version, p_account_id, 'usage', v_account.carry, v_cost, v_ask.usage, v_model, v_resolved, v_plan, v_actor,
+        v_hold.reservation_id, v_ask.key, v_ask.metadata)
+      returning transaction_id into v_id;
+      if v_shortfall > 0 or v_warnings is not null then
+        insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
+        values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
+      end if;
+      if v_account.lots > 0 and v_debit > 0 then
+        perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
+        select a.lots, a.lots_due_at
+        into v_account.lots, v_account.lots_due_at
+        from ducto_private.accounts as a
+        where a.account_id = p_account_id;
+      end if;
+      if not v_admits then
+        update ducto_private.reservations as r
+        set charged = r.charged + v_amount,
+          held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
+          status = case when v_ask.final then 'settled' else r.status end,
+          ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
+          settled_by = case when v_ask.final and v_ask.key is null then v_id end
+        where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+        returning r.held into v_hold.held;
+        if v_held is not null then
+          v_account.held := v_account.held - (v_held - v_hold.held);
+          v_account.holds := v_account.holds - v_ask.final::integer;
+          if v_account.lots > 0 then
+            -- What lots that were due had kept for the hold may expire now.
+            v_account.lots_due_at := v_now;
+          end if;
+        end if;
+      end if;
+      if v_debit > 0 and v_account.balance <= greatest(v_low_balance, 0) then
+        perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_low_balance, v_now);
+      end if;
+      charges := charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
+        v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
+    end;
+  end loop;
+
+  if v_written then
+    update ducto_private.accounts as a
+    set balance = v_account.balance,
+      held = v_account.held,
+      seq = v_account.seq,
+      revision = v_account.revision,
+      allowance_used = v_account.allowance_used,
+      changed_at = v_now,
+      allowance_start = v_account.allowance_start,
+      allowance_end = v_account.allowance_end,
+      holds_due_at = v_account.holds_due_at,
+      lots_due_at = v_account.lots_due_at,
+      holds = v_account.holds,
+      lots = v_account.lots,
+      carry = v_account.carry
+    where a.account_id = p_account_id;
+  end if;
+end
+$$;

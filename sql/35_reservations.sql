@@ -1,0 +1,293 @@
+-- Holds: credits claimed before the work is done. They expire by predicate: past its time a hold counts nowhere,
+-- whether or not anything has recorded that.
+
+create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ttl_seconds not between 1 and 2592000 then
+    perform ducto_private.invalid(format('p_ttl_seconds must be between 1 and 2592000 (30 days), not %s', p_ttl_seconds),
+      'Take a hold for as long as the work may last, and extend it if it lasts longer.');
+  end if;
+end
+$$;
+
+-- A hold of an estimate (p_usage) or of a known amount, on a user's account or, for p_actor_id, on a team's pool.
+create or replace function ducto_private.hold(
+  p_call text,
+  p_account_id text,
+  p_actor_id text,
+  p_usage jsonb,
+  p_amount bigint,
+  p_model text,
+  p_operation_type text,
+  p_metadata jsonb,
+  p_min_balance bigint,
+  p_ttl_seconds integer,
+  p_key text)
+returns ducto.reserve_result
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_operation_type text := coalesce(p_operation_type, 'usage');
+  v_ttl_seconds integer := coalesce(p_ttl_seconds, 600);
+begin
+  if v_operation_type <> 'usage' or v_ttl_seconds <> 600 or p_min_balance is not null then
+    perform ducto_private.check_text(v_operation_type, 'p_operation_type');
+    perform ducto_private.check_ttl(v_ttl_seconds);
+    perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
+  end if;
+  return (ducto_private.spend(p_account_id, array[row('hold', p_call, p_actor_id, p_usage, null, p_amount,
+    p_model, null, null, p_key, p_metadata, v_operation_type, p_min_balance, v_ttl_seconds, false, null)::ducto_private.ask])).holds[1];
+end
+$$;
+
+-- Finds a hold by its id, of p_user_id only where that is given.
+create or replace function ducto_private.find_hold(p_reservation_id text, p_user_id text) returns ducto_private.reservations
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_id uuid := ducto_private.to_id(p_reservation_id);
+  v_hold ducto_private.reservations;
+begin
+  select r.*
+  into v_hold
+  from ducto_private.reservations as r
+  where r.reservation_id = v_id and (p_user_id is null or r.account_id = p_user_id);
+  return v_hold;
+end
+$$;
+
+create or replace function ducto.reserve(
+  p_user_id text,
+  p_metrics jsonb,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  return ducto_private.hold('reserve', p_user_id, null, p_metrics, null, null, p_operation_type, p_metadata, p_min_balance,
+    p_ttl_seconds, p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve is
+  'Prices an estimated usage and holds ceil(cost) credits for p_ttl_seconds, before the work is done. Settle with deduct(p_reservation_id => …).';
+
+create or replace function ducto.reserve_credits(
+  p_user_id text,
+  p_amount bigint,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null,
+  p_model text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_amount(p_amount, 0);
+  return ducto_private.hold('reserve_credits', p_user_id, null, null, p_amount, p_model, p_operation_type, p_metadata, p_min_balance,
+    p_ttl_seconds, p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve_credits is
+  'Holds a known amount of credits for p_ttl_seconds; 0 is a valid hold.';
+
+create or replace function ducto.reserve_team(
+  p_team_id text,
+  p_user_id text,
+  p_metrics jsonb,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  return ducto_private.hold('reserve_team', p_team_id, p_user_id, p_metrics, null, null, p_operation_type, p_metadata, p_min_balance,
+    p_ttl_seconds, p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve_team is
+  'Prices an estimated usage by the team''s plan and holds ceil(cost) credits of its pool, for a member.';
+
+create or replace function ducto.reserve_team_credits(
+  p_team_id text,
+  p_user_id text,
+  p_amount bigint,
+  p_operation_type text default 'usage',
+  p_metadata jsonb default null,
+  p_min_balance bigint default null,
+  p_ttl_seconds integer default 600,
+  p_idempotency_key text default null,
+  p_model text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+begin
+  perform ducto_private.check_text(p_team_id, 'p_team_id');
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_amount(p_amount, 0);
+  return ducto_private.hold('reserve_team_credits', p_team_id, p_user_id, null, p_amount, p_model, p_operation_type, p_metadata, p_min_balance,
+    p_ttl_seconds, p_idempotency_key);
+end
+$$;
+comment on function ducto.reserve_team_credits is
+  'Holds a known amount of a team''s pool, for a member.';
+
+create or replace function ducto.extend_reservation(
+  p_reservation_id text,
+  p_add_amount bigint default 0,
+  p_ttl_seconds integer default null,
+  p_user_id text default null,
+  p_idempotency_key text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_add bigint := coalesce(p_add_amount, 0);
+  v_account_id text := coalesce((ducto_private.find_hold(p_reservation_id, p_user_id)).account_id, p_user_id);
+begin
+  perform ducto_private.check_amount(v_add, 0, 'p_add_amount');
+  perform ducto_private.check_ttl(p_ttl_seconds);
+  perform ducto_private.check_key(p_idempotency_key);
+  if not exists (select from ducto_private.accounts as a where a.account_id = v_account_id) then
+    return ducto_private.hold_refusal('reservation_not_found', null);
+  end if;
+  return (ducto_private.spend(v_account_id, array[row('extend', 'extend_reservation', null, null, null, v_add,
+    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, false, null)::ducto_private.ask])).holds[1];
+end
+$$;
+comment on function ducto.extend_reservation is
+  'Adds credits or time to an active hold. Added credits are admitted like a hold; the time counts from now and never shortens.';
+
+create or replace function ducto.release_reservation(p_reservation_id text, p_user_id text default null)
+returns ducto.reserve_result
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_account ducto_private.accounts;
+  v_hold ducto_private.reservations;
+  v_now timestamptz;
+begin
+  v_account := ducto_private.lock_account(
+    coalesce((ducto_private.find_hold(p_reservation_id, p_user_id)).account_id, p_user_id));
+  if v_account.account_id is null then
+    return ducto_private.hold_refusal('reservation_not_found', v_account);
+  end if;
+  v_now := greatest(clock_timestamp(), v_account.changed_at);
+  v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
+  if v_hold.reservation_id is null then
+    return ducto_private.hold_refusal('reservation_not_found', ducto_private.without_expired(v_account, v_now));
+  elsif v_hold.status = 'settled' then
+    return ducto_private.hold_refusal('reservation_not_active', ducto_private.without_expired(v_account, v_now));
+  elsif v_hold.status <> 'released' then
+    perform ducto_private.expire(v_account, v_now);
+    update ducto_private.accounts as a
+    set held = a.held - r.held,
+      holds = a.holds - (r.status = 'active')::integer,
+      lots_due_at = case when a.lots > 0 and r.status = 'active' then v_now else a.lots_due_at end,
+      revision = a.revision + 1,
+      changed_at = v_now
+    from ducto_private.reservations as r
+    where a.account_id = v_account.account_id and r.reservation_id = v_hold.reservation_id and r.account_id = a.account_id
+    returning a.* into v_account;
+    update ducto_private.reservations as r
+    set status = 'released', held = 0, ended_at = coalesce(r.ended_at, v_now)
+    where r.reservation_id = v_hold.reservation_id and r.account_id = v_account.account_id;
+  end if;
+  v_account := ducto_private.without_expired(v_account, v_now);
+  return row(v_hold.reservation_id, coalesce(v_hold.actor_id, v_hold.account_id), 0, v_account.balance, v_account.held, null,
+    v_hold.status = 'released', v_hold.expires_at, '{}'::text[], v_account.revision)::ducto.reserve_result;
+end
+$$;
+comment on function ducto.release_reservation is 'Gives a hold back without charging. Releasing it again is not an error.';
+
+-- A hold as its reader sees it at p_now.
+create or replace function ducto_private.hold_answer(p_hold ducto_private.reservations, p_now timestamptz) returns ducto.reservation
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_hold.status = 'active' and p_hold.expires_at <= p_now then
+    p_hold.status := 'expired';
+    p_hold.held := 0;
+    p_hold.ended_at := p_hold.expires_at;
+  end if;
+  return row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, p_hold.status, p_hold.held, p_hold.charged,
+    p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
+    p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation;
+end
+$$;
+
+create or replace function ducto.get_reservation(p_reservation_id text, p_user_id text default null) returns ducto.reservation
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_hold ducto_private.reservations;
+  v_refusal ducto.reservation;
+begin
+  v_hold := ducto_private.find_hold(p_reservation_id, p_user_id);
+  if v_hold.reservation_id is null then
+    v_refusal.error := 'reservation_not_found';
+    v_refusal.amount := 0;
+    v_refusal.charged := 0;
+    return v_refusal;
+  end if;
+  return ducto_private.hold_answer(v_hold, (ducto_private.as_read(v_hold.account_id)).changed_at);
+end
+$$;
+comment on function ducto.get_reservation is 'A hold by its id; with p_user_id only if it is of that account.';
+
+create or replace function ducto.list_reservations(
+  p_user_id text, p_active boolean default true, p_limit integer default 50, p_before timestamptz default null)
+returns setof ducto.reservation
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
+as $$
+declare
+  v_now timestamptz;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  perform ducto_private.check_limit(coalesce(p_limit, 50));
+  v_now := (ducto_private.as_read(p_user_id)).changed_at;
+  return query
+  select h.*
+  from ducto_private.reservations as r
+  cross join lateral ducto_private.hold_answer(r, v_now) as h
+  where r.account_id = p_user_id
+    and r.created_at < coalesce(p_before, 'infinity')
+    and (not coalesce(p_active, true) or r.status = 'active' and r.expires_at > v_now)
+  order by r.created_at desc
+  fetch first coalesce(p_limit, 50) rows with ties;
+end
+$$;
+comment on function ducto.list_reservations is
+  'An account''s holds, newest first: the active ones, or with p_active => false all. p_before is the created_at last seen.';
