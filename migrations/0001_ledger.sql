@@ -88,22 +88,25 @@ comment on column ducto_private.terms.fields is 'The usage fields that a compose
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
 comment on column ducto_private.terms.default_id is 'The composed formula of _default, with default_rates.';
 
--- Of the activations whose time has come the one recorded last is active: one that holds at once starts at -infinity, and
--- so ends whatever was scheduled before it.
+-- Of the activations whose time has come the one recorded last is active: each ends where the first of those recorded after
+-- it starts. One that holds at once starts at -infinity, and so ends all before it, scheduled ones too.
 create table ducto_private.activations (
   activation_id integer primary key,
   version integer not null references ducto_private.pricing_versions,
   from_version integer references ducto_private.pricing_versions,
   starts_at timestamptz not null,
+  ends_at timestamptz not null default 'infinity',
   recorded_at timestamptz not null,
   withdrawn_at timestamptz,
   recorded_by text not null,
   role_set text not null
 );
+create index activations_ends_at on ducto_private.activations (ends_at);
 create index activations_version on ducto_private.activations (version);
 create index activations_from_version on ducto_private.activations (from_version);
 comment on table ducto_private.activations is 'Which version prices when, who said so, and when.';
 comment on column ducto_private.activations.starts_at is '-infinity where it holds from its commit on.';
+comment on column ducto_private.activations.ends_at is 'It is active from starts_at until before this, if that is later; -infinity once it was taken back.';
 
 -- The exact price of a usage, by part.
 create type ducto_private.quote as (

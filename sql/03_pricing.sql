@@ -22,9 +22,7 @@ begin
   return (
     select a.version
     from ducto_private.activations as a
-    where a.starts_at <= p_now and a.withdrawn_at is null
-    order by a.activation_id desc
-    limit 1);
+    where a.starts_at <= p_now and a.ends_at > p_now);
 end
 $$;
 
@@ -419,6 +417,25 @@ comment on function ducto.calculate_cost is
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Publishing and activating
 
+-- When each activation ends, once one was added or taken back.
+create or replace function ducto_private.date_activations() returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  update ducto_private.activations as a
+  set ends_at = d.ends_at
+  from (
+    select e.activation_id, case when e.withdrawn_at is not null then '-infinity' else coalesce((
+      select min(l.starts_at)
+      from ducto_private.activations as l
+      where l.activation_id > e.activation_id and l.withdrawn_at is null), 'infinity') end as ends_at
+    from ducto_private.activations as e
+  ) as d
+  where a.activation_id = d.activation_id and a.ends_at <> d.ends_at;
+end
+$$;
+
 create or replace function ducto_private.activate(p_version integer, p_at timestamptz) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -460,6 +477,7 @@ begin
     current_setting('role')
   from ducto_private.activations as a
   on conflict do nothing;
+  perform ducto_private.date_activations();
   for v_plan in
     select t.plan_id from ducto_private.terms as t where t.version = v_from and t.own_version = v_from and t.plan_id <> ''
     except
@@ -624,11 +642,12 @@ begin
   v_now := clock_timestamp();
   update ducto_private.activations as a
   set withdrawn_at = v_now
-  where a.version = p_version and a.starts_at > v_now and a.withdrawn_at is null;
+  where a.version = p_version and a.starts_at > v_now and a.ends_at > a.starts_at and a.withdrawn_at is null;
   if not found then
     perform ducto_private.invalid(format('version %s is not scheduled', p_version),
       'Only an activation with a time to come can be taken back; activate another version to end the present one.');
   end if;
+  perform ducto_private.date_activations();
   return ducto.get_pricing_config(p_version);
 end
 $$;

@@ -144,9 +144,9 @@ begin
   <<asks>>
   foreach v_ask in array p_asks loop
     declare
-      v_error text := v_ask.error;
+      v_error text;
       v_admits boolean := true;
-      v_actor text := v_ask.actor_id;
+      v_actor text;
       v_id uuid;
       v_fingerprint bigint;
       v_key ducto_private.hold_keys;
@@ -182,7 +182,10 @@ begin
     begin
       <<decide>>
       begin
-        exit decide when v_error is not null;
+        if v_ask.batched and v_ask.error is not null then
+          v_error := v_ask.error;
+          exit decide;
+        end if;
         -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
         if (v_ask.metadata is null and v_ask.model is null
           and (v_ask.key is null or v_ask.key collate "C" >= '!' and v_ask.key collate "C" < '~' and octet_length(v_ask.key) < 256)
@@ -235,6 +238,7 @@ begin
             when v_ask.actor_id is null and v_account.kind = 'team' and v_ask.does <> 'extend' then 'is_a_team'
             when v_opening.default_plan is null and v_opening.signup_bonus = 0 then 'account_not_found' end;
           exit decide when v_error is not null;
+          v_actor := v_ask.actor_id;
         end if;
 
         -- The hold that is settled or extended, and the member
@@ -295,9 +299,7 @@ begin
           and t.version = coalesce(v_version, v_opening.version, (
             select a.version
             from ducto_private.activations as a
-            where a.starts_at <= v_now and a.withdrawn_at is null
-            order by a.activation_id desc
-            limit 1));
+            where a.starts_at <= v_now and a.ends_at > v_now));
         -- serves(), in place
         if (v_resolved = v_model or v_resolved <> '_default' and starts_with(v_model, v_resolved)
           and strpos('-@:/_', substr(v_model, length(v_resolved) + 1, 1)) > 0) is not true
@@ -368,18 +370,24 @@ begin
           end if;
         end if;
         if v_admits then
-          if v_member.spend_cap is not null
+          if v_actor is not null and v_member.spend_cap is not null
             and ducto_private.member_exceeds(v_member, v_now, v_zone, v_account.held, v_amount, v_left)
           then
             v_error := 'member_cap_exceeded';
-          -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Numeric,
-          -- because the sum may pass bigint where the answer is no.
-          elsif v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
-            + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_min_balance end))
+            exit decide;
+          end if;
+          -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Sums may
+          -- pass bigint where the answer is no; they need not be made where the balance alone is enough.
+          if v_account.held > 0 or v_account.balance < v_amount
+            or v_account.balance - v_amount < coalesce(v_ask.min_balance, v_min_balance)
           then
-            v_error := 'insufficient_credits';
-          elsif v_ask.does <> 'charge' and v_account.held > 0 then
-            perform ducto_private.check_range(v_account.held::numeric + v_amount, 'the holds', p_account_id);
+            if v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
+              + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_min_balance end))
+            then
+              v_error := 'insufficient_credits';
+            elsif v_ask.does <> 'charge' then
+              perform ducto_private.check_range(v_account.held::numeric + v_amount, 'the holds', p_account_id);
+            end if;
           end if;
         else
           if v_held is null then
@@ -441,11 +449,8 @@ begin
         end if;
         v_written := true;
       end if;
-      v_account.revision := v_account.revision + 1;
-      if v_account.caps > 0 then
-        if ducto_private.count_caps(v_check, v_debit, v_now) then
-          v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
-        end if;
+      if v_account.caps > 0 and ducto_private.count_caps(v_check, v_debit, v_now) then
+        v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
       end if;
 
       if v_ask.does <> 'charge' then
@@ -466,6 +471,7 @@ begin
           returning r.reservation_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
         end if;
         v_account.held := v_account.held + v_amount;
+        v_account.revision := v_account.revision + 1;
         if v_ask.key is not null then
           insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance,
             reserved_total, revision, expires_at, warnings)
@@ -477,16 +483,11 @@ begin
         continue asks;
       end if;
 
-      v_account.seq := v_account.seq + 1;
-      v_account.balance := v_account.balance - v_debit;
-      if v_rounding = 'carry' then
-        v_account.carry := trim_scale(v_account.carry + v_cost - v_amount);
+      if v_actor is not null and ducto_private.count_member(v_member, v_now, v_zone, v_debit, v_now) then
+        v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
       end if;
       if v_left > 0 then
         v_account.allowance_used := v_account.allowance_used + v_amount - v_debit;
-      end if;
-      if v_actor is not null and ducto_private.count_member(v_member, v_now, v_zone, v_debit, v_now) then
-        v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
       end if;
       if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
         v_fingerprint := ducto_private.fingerprint(v_ask);
@@ -494,36 +495,40 @@ begin
       insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
         pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
         idempotency_key, metadata)
-      values (v_account.seq, -v_debit, v_account.balance, v_amount - v_debit, v_account.revision, v_now,
-        v_fingerprint, v_version, p_account_id, 'usage', v_account.carry, v_cost, v_ask.usage, v_model, v_resolved, v_plan, v_actor,
-        v_hold.reservation_id, v_ask.key, v_ask.metadata)
-      returning transaction_id into v_id;
-      if v_shortfall > 0 or v_warnings is not null then
-        insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
-        values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
-      end if;
-      if v_account.lots > 0 and v_debit > 0 then
-        perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
-        select a.lots, a.lots_due_at
-        into v_account.lots, v_account.lots_due_at
-        from ducto_private.accounts as a
-        where a.account_id = p_account_id;
-      end if;
-      if not v_admits then
-        update ducto_private.reservations as r
-        set charged = r.charged + v_amount,
-          held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
-          status = case when v_ask.final then 'settled' else r.status end,
-          ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
-          settled_by = case when v_ask.final and v_ask.key is null then v_id end
-        where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
-        returning r.held into v_hold.held;
-        if v_held is not null then
-          v_account.held := v_account.held - (v_held - v_hold.held);
-          v_account.holds := v_account.holds - v_ask.final::integer;
-          if v_account.lots > 0 then
-            -- What lots that were due had kept for the hold may expire now.
-            v_account.lots_due_at := v_now;
+      values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
+        v_fingerprint, v_version, p_account_id, 'usage',
+        case v_rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
+        v_cost, v_ask.usage, v_model, v_resolved, v_plan, v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
+      returning transaction_id, seq, balance_after, revision, carry_after
+      into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
+      if not v_admits or v_warnings is not null or v_account.lots > 0 then
+        if v_shortfall > 0 or v_warnings is not null then
+          insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
+          values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
+        end if;
+        if v_account.lots > 0 and v_debit > 0 then
+          perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
+          select a.lots, a.lots_due_at
+          into v_account.lots, v_account.lots_due_at
+          from ducto_private.accounts as a
+          where a.account_id = p_account_id;
+        end if;
+        if not v_admits then
+          update ducto_private.reservations as r
+          set charged = r.charged + v_amount,
+            held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
+            status = case when v_ask.final then 'settled' else r.status end,
+            ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
+            settled_by = case when v_ask.final and v_ask.key is null then v_id end
+          where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+          returning r.held into v_hold.held;
+          if v_held is not null then
+            v_account.held := v_account.held - (v_held - v_hold.held);
+            v_account.holds := v_account.holds - v_ask.final::integer;
+            if v_account.lots > 0 then
+              -- What lots that were due had kept for the hold may expire now.
+              v_account.lots_due_at := v_now;
+            end if;
           end if;
         end if;
       end if;
