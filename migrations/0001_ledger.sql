@@ -384,37 +384,3 @@ create table ducto_private.events (
   leased_until timestamptz,
   primary key (event_id, account_id)
 );
-
--- ---------------------------------------------------------------------------------------------------------------------
--- What spend() is asked: holds, extensions, charges and settlements
-
-create type ducto_private.ask as (
-  does text,
-  call text,
-  actor_id text,
-  usage jsonb,
-  job text,
-  amount numeric,
-  model text,
-  reservation_id text,
-  final boolean,
-  key text,
-  metadata jsonb,
-  operation_type text,
-  min_balance bigint,
-  ttl_seconds integer,
-  batched boolean,
-  error text
-);
-comment on type ducto_private.ask is
-  'does: hold, extend or charge (with a reservation: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
-
--- The caps that an amount meets, and what it would do to them: whether one denies it, whether an event is to be told, and
--- whether a window has moved on since a cap's row was written.
-create type ducto_private.caps_check as (
-  caps ducto_private.spend_caps[],
-  exceeded ducto_private.spend_caps[],
-  denied boolean,
-  tells boolean,
-  moved boolean
-);

@@ -393,3 +393,42 @@ comment on type ducto.spend_by_model_row is 'What was spent on a model, gross of
 comment on type ducto.daily_spend_row is 'What was spent on a local day, gross of refunds.';
 comment on type ducto.top_user_row is 'A user or member among those who spent most.';
 comment on type ducto.aggregate_stats_row is 'What was spent in all, by whom and on what most.';
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What spend() is asked and answers: holds, extensions, charges and settlements
+
+create type ducto_private.ask as (
+  does text,
+  call text,
+  actor_id text,
+  usage jsonb,
+  job text,
+  amount numeric,
+  model text,
+  reservation_id text,
+  final boolean,
+  key text,
+  metadata jsonb,
+  operation_type text,
+  min_balance bigint,
+  ttl_seconds integer,
+  batched boolean,
+  error text
+);
+comment on type ducto_private.ask is
+  'does: hold, extend or charge (with a reservation: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
+
+create type ducto_private.answers as (
+  charges ducto.deduction_result[],
+  holds ducto.reserve_result[]
+);
+
+-- The caps that an amount meets, and what it would do to them: whether one denies it, whether an event is to be told, and
+-- whether a window has moved on since a cap's row was written.
+create type ducto_private.caps_check as (
+  caps ducto_private.spend_caps[],
+  exceeded ducto_private.spend_caps[],
+  denied boolean,
+  tells boolean,
+  moved boolean
+);

@@ -96,8 +96,7 @@ $$;
 
 -- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
 -- Plans are generic, because PostgreSQL would make some of them anew for each call.
-create or replace function ducto_private.spend(
-  p_account_id text, p_asks ducto_private.ask[], out charges ducto.deduction_result[], out holds ducto.reserve_result[])
+create or replace function ducto_private.spend(p_account_id text, p_asks ducto_private.ask[]) returns ducto_private.answers
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -110,6 +109,8 @@ declare
   v_written boolean := false;
   v_new_keys boolean := false;
   v_ask ducto_private.ask;
+  v_charges ducto.deduction_result[];
+  v_holds ducto.reserve_result[];
 begin
   -- Load
   select a.*
@@ -189,7 +190,7 @@ begin
         -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
         if (v_ask.metadata is null and v_ask.model is null
           and (v_ask.key is null or v_ask.key collate "C" >= '!' and v_ask.key collate "C" < '~' and octet_length(v_ask.key) < 256)
-          and jsonb_typeof(v_ask.usage -> 'model') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_ask.usage) < 16384
+          and coalesce(jsonb_typeof(v_ask.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_ask.usage) < 16384
           and not (v_ask.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
           is not true
         then
@@ -218,7 +219,7 @@ begin
             from ducto_private.transactions as t
             where t.account_id = p_account_id and t.idempotency_key = v_ask.key;
             if found then
-              charges := charges || ducto_private.charge_replay(v_id, v_ask, v_account);
+              v_charges := v_charges || ducto_private.charge_replay(v_id, v_ask, v_account);
               continue asks;
             end if;
           else
@@ -227,7 +228,7 @@ begin
             from ducto_private.hold_keys as k
             where k.account_id = p_account_id and k.idempotency_key = v_ask.key;
             if found then
-              holds := holds || ducto_private.hold_replay(v_key, v_ask, v_account);
+              v_holds := v_holds || ducto_private.hold_replay(v_key, v_ask, v_account);
               continue asks;
             end if;
           end if;
@@ -257,7 +258,7 @@ begin
             v_model := v_hold.model;
           elsif v_hold.settled_by is not null and v_ask.key is null and v_ask.final then
             -- The end of a hold is the key of the keyless call that ended it.
-            charges := charges || ducto_private.charge_replay(v_hold.settled_by, v_ask, v_account);
+            v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_ask, v_account);
             continue asks;
           elsif v_hold.status in ('settled', 'released') then
             v_error := 'reservation_not_active';
@@ -422,20 +423,17 @@ begin
           v_refused := v_account;
         end if;
         if v_ask.does = 'charge' then
-          charges := charges || ducto_private.charge_refusal(v_error, v_refused,
+          v_charges := v_charges || ducto_private.charge_refusal(v_error, v_refused,
             case v_error when 'insufficient_credits' then v_shortfall else 0 end);
         else
-          holds := holds || ducto_private.hold_refusal(v_error, v_refused);
+          v_holds := v_holds || ducto_private.hold_refusal(v_error, v_refused);
         end if;
         continue asks;
       end if;
       if not v_written then
         if v_opening.version is not null then
           if not ducto_private.open_account(v_account, v_version) then
-            select s.charges, s.holds
-            into charges, holds
-            from ducto_private.spend(p_account_id, p_asks) as s;
-            return;
+            return ducto_private.spend(p_account_id, p_asks);
           end if;
           v_account.seq := (v_account.balance > 0)::integer;
           v_account.revision := v_account.seq;
@@ -478,7 +476,7 @@ begin
           values (p_account_id, v_ask.key, ducto_private.fingerprint(v_ask), v_id, v_hold.held, v_account.balance, v_account.held,
             v_account.revision, v_hold.expires_at, v_warnings);
         end if;
-        holds := holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
+        v_holds := v_holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
           v_hold.expires_at, coalesce(v_warnings, '{}'), v_account.revision)::ducto.reserve_result;
         continue asks;
       end if;
@@ -535,7 +533,7 @@ begin
       if v_debit > 0 and v_account.balance <= greatest(v_low_balance, 0) then
         perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_low_balance, v_now);
       end if;
-      charges := charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
+      v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
         v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
     end;
   end loop;
@@ -557,5 +555,6 @@ begin
       carry = v_account.carry
     where a.account_id = p_account_id;
   end if;
+  return row(v_charges, v_holds)::ducto_private.answers;
 end
 $$;

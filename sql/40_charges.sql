@@ -129,9 +129,9 @@ as $$
 declare
   v_account_id text;
   v_asks ducto_private.ask[];
-  v_place bigint[];
-  v_places bigint[] := '{}';
-  v_answers ducto.deduction_result[] := '{}';
+  v_places bigint[];
+  v_charges ducto.deduction_result[];
+  v_answers ducto.deduction_result[];
 begin
   if jsonb_typeof(p_charges) is distinct from 'array' then
     perform ducto_private.invalid(format('p_charges must be a JSON list, not %s', coalesce(jsonb_typeof(p_charges), 'null')),
@@ -142,7 +142,7 @@ begin
   end if;
   perform ducto_private.find_terms(null, null, clock_timestamp());
   -- Account by account, always in the same order: whoever waits for one holds none that comes later.
-  for v_account_id, v_asks, v_place in
+  for v_account_id, v_asks, v_places in
     with elements as (
       select c.place, c.value ->> 'team_id' as team_id, c.value ->> 'user_id' as user_id, c.value ->> 'job' as job,
         nullif(c.value -> 'metrics', 'null') as metrics, c.value ->> 'model' as model, c.value ->> 'reservation_id' as reservation_id,
@@ -179,19 +179,18 @@ begin
     group by j.account_id
     order by j.account_id
   loop
-    v_places := v_places || v_place;
     if v_account_id is null then
-      v_answers := v_answers || array_fill(ducto_private.charge_refusal('invalid_argument', null), array[cardinality(v_place)]);
+      v_charges := array_fill(ducto_private.charge_refusal('invalid_argument', null), array[cardinality(v_places)]);
     else
-      v_answers := v_answers || (ducto_private.spend(v_account_id, v_asks)).charges;
+      v_charges := (ducto_private.spend(v_account_id, v_asks)).charges;
     end if;
+    for v_place in 1 .. cardinality(v_places) loop
+      v_answers[v_places[v_place]] := v_charges[v_place];
+    end loop;
   end loop;
   return query
-  select a.transaction_id, a.user_id, a.amount, a.balance_after, a.idempotent, a.error, a.cost, a.allowance_used, a.shortfall,
-    a.warnings, a.revision
-  from rows from (unnest(v_answers), unnest(v_places)) as a (transaction_id, user_id, amount, balance_after, idempotent, error,
-    cost, allowance_used, shortfall, warnings, revision, place)
-  order by a.place;
+  select a.*
+  from unnest(v_answers) as a;
 end
 $$;
 comment on function ducto.deduct_batch is

@@ -1,27 +1,30 @@
 -- Views for the owner's own joins; granted by setup(grant_read_to=…) only. security_invoker stays off: a reader has no
 -- right on the tables beneath.
 
--- What of an account's lots has expired and is not yet recorded. A function, because a view's reader calls its functions
--- by rights of his own.
-create or replace function ducto_read.expired(p_account_id text, out lot_id uuid, out amount bigint) returns setof record
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
-as $$
-begin
-  return query
-  select d.lot_id, d.expired
-  from ducto_private.accounts as a
-  cross join lateral ducto_private.due_lots(a.account_id, greatest(clock_timestamp(), a.changed_at)) as d
-  where a.account_id = p_account_id and d.expired > 0;
-end
-$$;
-comment on function ducto_read.expired is 'What has expired of an account''s lots since its last change; for the views.';
+-- What of each lot has expired by now and is not yet recorded: due_lots() as a view, because a view's functions are called by
+-- the rights of its reader.
+create or replace view ducto_private.expired_lots as
+select x.account_id, x.lot_id,
+  (x.expired - lag(x.expired, 1, 0::numeric) over (partition by x.account_id order by x.expires_at, x.seq))::bigint as expired
+from (
+  select d.*, greatest(0, max(d.unheld) over (partition by d.account_id order by d.expires_at, d.seq)) as expired
+  from (
+    select l.*, sum(l.remainder) over (partition by l.account_id order by l.expires_at, l.seq) - coalesce((
+      select sum(r.held)
+      from ducto_private.reservations as r
+      where r.account_id = l.account_id and r.status = 'active' and r.expires_at > clock_timestamp() and r.created_at < l.expires_at), 0)
+      as unheld
+    from ducto_private.credit_lots as l
+    where l.remainder > 0 and l.expires_at <= clock_timestamp()
+  ) as d
+) as x;
 
 create or replace view ducto_read.accounts as
 select a.account_id, a.kind,
   a.balance - case when a.lots > 0 and a.lots_due_at <= clock_timestamp()
-    then (select coalesce(sum(e.amount), 0) from ducto_read.expired(a.account_id) as e)::bigint else 0 end as balance,
+    then (
+    select coalesce(sum(e.expired), 0) from ducto_private.expired_lots as e where e.account_id = a.account_id)::bigint else 0 end
+    as balance,
   case when a.holds > 0 and a.holds_due_at <= clock_timestamp() then (
     select coalesce(sum(r.held), 0)
     from ducto_private.reservations as r
@@ -52,9 +55,10 @@ comment on view ducto_read.reservations is 'One row per hold.';
 
 create or replace view ducto_read.lots as
 select l.lot_id, l.account_id, l.transaction_id, l.amount,
-  l.remainder - case when l.remainder > 0 and l.expires_at <= clock_timestamp()
-    then (select coalesce(sum(e.amount), 0) from ducto_read.expired(l.account_id) as e where e.lot_id = l.lot_id)::bigint else 0 end
-    as remainder,
+  l.remainder - case when l.remainder > 0 and l.expires_at <= clock_timestamp() then (
+    select coalesce(sum(e.expired), 0)
+    from ducto_private.expired_lots as e
+    where e.account_id = l.account_id and e.lot_id = l.lot_id)::bigint else 0 end as remainder,
   l.expires_at, l.created_at
 from ducto_private.credit_lots as l;
 comment on view ducto_read.lots is 'Credits that expire: what was left of a grant once a debt was paid, and what is left of it now.';

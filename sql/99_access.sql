@@ -89,7 +89,7 @@ begin
       union all
       select n.nspname, 'routine', p.oid::regprocedure::text, p.proowner,
         coalesce(p.proacl, acldefault('f', p.proowner)), 'EXECUTE',
-        case n.nspname when 'ducto' then ducto_private.audiences(p.proname) when 'ducto_read' then '{read}' else '{}' end
+        case n.nspname when 'ducto' then ducto_private.audiences(p.proname) else '{}' end
       from pg_proc as p
       join pg_namespace as n on n.oid = p.pronamespace
       where n.nspname in ('ducto', 'ducto_private', 'ducto_read')

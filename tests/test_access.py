@@ -35,7 +35,7 @@ CALL = {
     *("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "top_users"),
 }
 ADMIN = CALL | {
-    *("activate_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
+    *("activate_pricing", "unschedule_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
     *("set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
     *("create_team", "add_team_member", "remove_team_member", "fetch_events", "ack_events", "rollup_usage"),
 }

@@ -18,7 +18,7 @@ Connect = Callable[..., Connection]
 # Every RPC: volatility, name, arguments with types and defaults, answer.
 RPCS = """
 volatile ack_events(p_ids text[]) -> bigint
-volatile activate_pricing(p_version integer) -> pricing_config_result
+volatile activate_pricing(p_version integer, p_at timestamptz = null) -> pricing_config_result
 volatile add_credits(p_user_id text, p_amount bigint, p_type text = 'adjustment', p_metadata jsonb = null, \
 p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, \
 p_paid_currency text = null, p_reference text = null) -> add_credits_result
@@ -94,6 +94,7 @@ stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> s
 stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
 volatile sweep_expired_credits(p_dry_run boolean = false, p_limit integer = 1000) -> sweep_result
 stable top_users(p_limit integer = 10, p_start timestamptz = null, p_end timestamptz = null) -> setof top_user_row
+volatile unschedule_pricing(p_version integer) -> pricing_config_result
 stable verify_ledger(p_account_id text = null) -> setof violation
 immutable version() -> text
 """
@@ -138,7 +139,8 @@ RULES = {
     "nothing but an RPC runs as the owner": "select o.name from ours as o where o.schema <> 'ducto' and o.prosecdef",
     "a helper sets the same path": """
         select o.name from ours as o
-        where o.schema <> 'ducto' and o.settings <> '{"search_path=pg_catalog, pg_temp"}'""",
+        where o.schema <> 'ducto'
+          and array_remove(o.settings, 'plan_cache_mode=force_generic_plan') <> '{"search_path=pg_catalog, pg_temp"}'""",
     "a name has one function": "select o.name from ours as o group by o.name having count(*) > 1",
     "every argument is named p_…, none is for output": """
         select o.name from ours as o

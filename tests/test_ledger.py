@@ -123,7 +123,7 @@ def test_activations_are_recorded_and_change_only_what_comes_after(ledger: Ledge
     ask.activate_pricing(1)(ledger)
     ask.activate_pricing(1)(ledger)
     ask.deduct("u", costs(3))(ledger)
-    query = "select version, from_version, activated_by = session_user, role_set from ducto_private.activations"
+    query = "select version, from_version, recorded_by = session_user, role_set from ducto_private.activations order by activation_id"
     assert ledger.sql(query) == [(1, None, True, "none"), (2, 1, True, "none"), (1, 2, True, "none")]
     charges = ledger.run(ask.list_transactions("u", type="usage"))
     assert [(row["pricing_version"], row["amount"]) for row in charges] == [(1, -3), (2, -6), (1, -3)]
@@ -176,7 +176,6 @@ BAD_USAGE: list[tuple[str, Any, str, tuple[str, ...]]] = [
     ("1e400 tokens", '{"model": "gpt", "input_tokens": 1e400}', "22023", ("input_tokens", "10^15")),
     ("a count in quotes", {"model": "gpt", "input_tokens": "5"}, "22023", ("input_tokens", "number", "string")),
     ("NaN", {"model": "gpt", "input_tokens": "NaN"}, "22023", ("input_tokens", "number", "NaN")),
-    ("a null count", {"model": "gpt", "input_tokens": None}, "22023", ("input_tokens", "number", "null")),
     ("a true count", {"model": "gpt", "input_tokens": True}, "22023", ("input_tokens", "number", "boolean")),
     ("a nested count", {"model": "gpt", "input_tokens": {"n": 1}}, "22023", ("input_tokens", "number", "object")),
     ("13 decimals", {"points": Decimal("1e-13")}, "22023", ("points", "12 decimals")),
@@ -811,7 +810,9 @@ def test_reading_holds(ledger: Ledger, given: list[Step], call: Call, check: Che
     ("1 is 1.0, and metadata no part of the request", [rich, ask.deduct("u", costs(2), "k")],
      ask.deduct("u", costs("2.0"), "k", {"a": 1}), gives(idempotent=True, balance_after=98)),
     ("other usage of the same cost is another request", [rich, ask.deduct("u", costs(2), "k")],
-     ask.deduct("u", costs(2) | {"input_tokens": 0}, "k"), refuses("idempotency_conflict")),
+     ask.deduct("u", costs(2) | {"search_queries": 1}, "k"), refuses("idempotency_conflict")),
+    ("zeros and nulls in a usage say nothing", [rich, ask.deduct("u", costs(2), "k")],
+     ask.deduct("u", costs(2) | {"input_tokens": 0, "images": None}, "k"), gives(amount=-2, idempotent=True)),
     ("an amount is another request than a usage of that cost", [rich, ask.deduct("u", costs(2), "k")],
      ask.deduct_credits("u", 2, key="k"), refuses("idempotency_conflict")),
     ("a job is another request than a usage with that job", [rich, ask.deduct("u", {"fixed_job": "report"}, "k")],
@@ -1084,13 +1085,13 @@ free = prices(plans=FREE, default_plan="free")
     ("a hold of an amount opens", [bonus], ask.reserve_credits("new", 45), gives(balance=50)),
     ("a hold of nothing opens", [bonus], ask.reserve_credits("new", 0), gives(balance=50)),
     ("a refused charge opens nothing", [bonus], ask.deduct("new", costs(46)),
-     refuses("insufficient_credits", balance_after=50)),
+     refuses("insufficient_credits", balance_after=0)),
     ("a refused hold opens nothing", [bonus], ask.reserve_credits("new", 46),
-     refuses("insufficient_credits", balance=50)),
+     refuses("insufficient_credits", balance=0)),
     ("an error opens nothing", [bonus], ask.deduct("new", {"model": "unknown", "input_tokens": 1}),
      raises("DU003", "unknown")),
     ("a settlement opens nothing", [bonus], ask.deduct("new", costs(1), hold=UNKNOWN),
-     refuses("reservation_not_found", balance_after=50)),
+     refuses("reservation_not_found", balance_after=0)),
     ("a bonus comes once", [bonus, ask.deduct("new", costs(3))], ask.deduct("new", costs(3)), gives(balance_after=44)),
     ("an account there is gets none", [rich, bonus], ask.deduct("u", costs(3)), gives(balance_after=97)),
     ("a repeated first charge", [bonus, ask.deduct("new", costs(3), "k")], ask.deduct("new", costs(3), "k"),
@@ -1622,7 +1623,6 @@ CORRUPTIONS = [
     ("accounts set holds = holds + 1", "held is the sum of the open holds"),
     ("accounts set holds_due_at = 'infinity'", "no open hold expires before holds_due_at"),
     ("accounts set holds_due_at = null", "no open hold expires before holds_due_at"),
-    ("accounts set plain = true", "plain means nothing but a balance"),
     ("accounts set allowance_used = 3", "allowance_used is that of the charges and refunds of its period"),
     ("transactions set account_id = 'ghost'", "every row belongs to an account"),
     ("transactions set seq = seq + 9 where seq > 2", "seq has no gap"),

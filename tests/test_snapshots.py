@@ -131,7 +131,7 @@ HERE = {
     "reserve_team",
 }
 # A test of its own in test_isolation.py.
-THERE = {"activate_pricing"}
+THERE = {"activate_pricing", "unschedule_pricing"}
 
 
 class Recording(CreditManager):
