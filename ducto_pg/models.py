@@ -545,7 +545,8 @@ class CostBreakdown(Answer):
 class Transaction(Answer):
     """A ledger entry. `amount` is the signed change of the balance: the sum of an account's amounts is its balance.
 
-    `allowance_used` is negative where a refund restored it; `seq` orders the entries of an account.
+    `allowance_used` is negative where a refund restored it; `seq` orders the entries of an account. `occurred_at` is,
+    of an expiry, when the credits were due.
     """
 
     transaction_id: str = ""
@@ -575,6 +576,7 @@ class Transaction(Answer):
     reason: str | None = None
     metadata: dict[str, Any] | None = None
     created_at: datetime | None = None
+    occurred_at: datetime | None = None
 
 
 class Reservation(Answer):

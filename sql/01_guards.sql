@@ -210,14 +210,3 @@ begin
   return p_usage;
 end
 $$;
-
--- What makes two usages the same request: nulls and zeros say nothing.
-create or replace function ducto_private.asked_usage(p_usage jsonb) returns jsonb
-language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return jsonb_path_query_array(jsonb_strip_nulls(p_usage),
-    '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)');
-end
-$$;

@@ -4,13 +4,14 @@
 -- prepares each expression anew in each transaction, and a charge is one: hence few of them, and none that the account
 -- does not use.
 
--- What makes two holds, extensions or charges the same request.
+-- What makes two holds, extensions or charges the same request; zeros in a usage say nothing, and nulls are not in it.
 create or replace function ducto_private.fingerprint(p_ask ducto_private.ask) returns bigint
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return jsonb_hash_extended(jsonb_build_array(p_ask.call, ducto_private.asked_usage(p_ask.usage), p_ask.amount, p_ask.model,
+  return jsonb_hash_extended(jsonb_build_array(p_ask.call,
+    jsonb_path_query_array(p_ask.usage, '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)'), p_ask.amount, p_ask.model,
     lower(p_ask.reservation_id), p_ask.final, p_ask.actor_id, p_ask.operation_type), 0);
 end
 $$;
@@ -106,9 +107,27 @@ declare
   v_opening ducto_private.terms;
   v_now timestamptz;
   v_due boolean;
-  v_written boolean := false;
-  v_new_keys boolean := false;
+  v_opens boolean;
+  v_written boolean;
+  v_new_keys boolean;
   v_ask ducto_private.ask;
+  v_priced text;
+  v_reusable boolean;
+  v_version integer;
+  v_min_balance bigint;
+  v_low_balance bigint;
+  v_free bigint;
+  v_rounding text;
+  v_overrun text;
+  v_zone text;
+  v_factor numeric;
+  v_fields text[];
+  v_resolved text;
+  v_formula bigint;
+  v_rates numeric[];
+  v_prefixes text[];
+  v_default bigint;
+  v_default_rates numeric[];
   v_charges ducto.deduction_result[];
   v_holds ducto.reserve_result[];
 begin
@@ -120,13 +139,14 @@ begin
   for no key update;
   if found then
     v_now := greatest(clock_timestamp(), v_account.changed_at);
-    v_due := v_account.holds > 0 and v_account.holds_due_at <= v_now or v_account.lots > 0 and v_account.lots_due_at <= v_now;
-    if v_due then
+    if v_account.holds > 0 and v_account.holds_due_at <= v_now or v_account.lots > 0 and v_account.lots_due_at <= v_now then
+      v_due := true;
       v_account := ducto_private.without_expired(v_account, v_now);
     end if;
   else
     perform ducto_private.check_text(p_account_id, 'p_user_id');
     v_now := clock_timestamp();
+    v_opens := true;
     v_opening := ducto_private.find_terms(null, null, v_now);
     v_account := ducto_private.unopened(p_account_id, 'user', v_now, v_opening);
   end if;
@@ -156,21 +176,7 @@ begin
       v_member ducto_private.team_members;
       v_plan text := v_account.plan_id;
       v_model text := coalesce(v_ask.model, v_ask.usage ->> 'model');
-      v_resolved text;
-      v_version integer;
-      v_min_balance bigint;
-      v_low_balance bigint;
-      v_free bigint;
-      v_rounding text;
-      v_overrun text;
-      v_zone text;
-      v_factor numeric;
-      v_plain boolean;
-      v_formula bigint;
-      v_rates numeric[];
-      v_prefixes text[];
-      v_default bigint;
-      v_default_rates numeric[];
+      v_at integer;
       v_cost numeric;
       v_amount bigint;
       v_left bigint := 0;
@@ -233,11 +239,11 @@ begin
             end if;
           end if;
         end if;
-        if v_opening.version is not null or v_account.kind = 'team' or v_ask.actor_id is not null then
+        if v_opens or v_account.kind = 'team' or v_ask.actor_id is not null then
           v_error := case
             when v_ask.actor_id is not null and v_account.kind <> 'team' then 'team_not_found'
             when v_ask.actor_id is null and v_account.kind = 'team' and v_ask.does <> 'extend' then 'is_a_team'
-            when v_opening.default_plan is null and v_opening.signup_bonus = 0 then 'account_not_found' end;
+            when v_opens and v_opening.default_plan is null and v_opening.signup_bonus = 0 then 'account_not_found' end;
           exit decide when v_error is not null;
           v_actor := v_ask.actor_id;
         end if;
@@ -263,7 +269,7 @@ begin
           elsif v_hold.status in ('settled', 'released') then
             v_error := 'reservation_not_active';
           else
-            v_version := v_hold.pricing_version;
+            v_at := v_hold.pricing_version;
             v_plan := v_hold.plan_id;
             v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
           end if;
@@ -281,38 +287,45 @@ begin
           end if;
         end if;
 
-        -- The price: terms and the model's price in one statement, lest two versions mix. What a composed price does not
-        -- cover is priced part by part.
-        select t.version, t.rounding, t.overrun, t.timezone, t.min_balance, t.low_balance, t.free_allowance, t.factor,
-          t.overrides is null and v_ask.usage - t.fields = '{}', p.key, p.composed_id, p.composed_rates, p.prefixes, t.default_id,
-          t.default_rates
-        into v_version, v_rounding, v_overrun, v_zone, v_min_balance, v_low_balance, v_free, v_factor, v_plain, v_resolved,
-          v_formula, v_rates, v_prefixes, v_default, v_default_rates
-        from ducto_private.terms as t
-        left join lateral (
-          select m.key, m.composed_id, m.composed_rates, m.prefixes
-          from ducto_private.prices as m
-          where m.version = t.version and m.section = 'models' and m.key <= v_model
-          order by m.key desc
-          limit 1
-        ) as p on true
-        where t.plan_id = coalesce(v_plan, '')
-          and t.version = coalesce(v_version, v_opening.version, (
-            select a.version
-            from ducto_private.activations as a
-            where a.starts_at <= v_now and a.ends_at > v_now));
-        -- serves(), in place
-        if (v_resolved = v_model or v_resolved <> '_default' and starts_with(v_model, v_resolved)
-          and strpos('-@:/_', substr(v_model, length(v_resolved) + 1, 1)) > 0) is not true
-        then
-          v_resolved := null;
-          v_formula := case when v_prefixes is null then v_default end;
-          v_rates := v_default_rates;
+        -- The price: terms and the model's price in one statement, lest two versions mix; in a batch those of the element
+        -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
+        if (v_reusable and v_priced = v_model and v_at is null) is not true then
+          select t.version, t.rounding, t.overrun, t.timezone, t.min_balance, t.low_balance, t.free_allowance, t.factor,
+            case when t.overrides is null then t.fields end, p.key, p.composed_id, p.composed_rates, p.prefixes, t.default_id,
+            t.default_rates
+          into v_version, v_rounding, v_overrun, v_zone, v_min_balance, v_low_balance, v_free, v_factor, v_fields, v_resolved,
+            v_formula, v_rates, v_prefixes, v_default, v_default_rates
+          from ducto_private.terms as t
+          left join lateral (
+            select m.key, m.composed_id, m.composed_rates, m.prefixes
+            from ducto_private.prices as m
+            where m.version = t.version and m.section = 'models' and m.key <= v_model
+            order by m.key desc
+            limit 1
+          ) as p on true
+          where t.plan_id = coalesce(v_plan, '')
+            and t.version = coalesce(v_at, v_opening.version, (
+              select a.version
+              from ducto_private.activations as a
+              where a.starts_at <= v_now and a.ends_at > v_now));
+          -- serves(), in place
+          if (v_resolved = v_model or v_resolved <> '_default' and starts_with(v_model, v_resolved)
+            and strpos('-@:/_', substr(v_model, length(v_resolved) + 1, 1)) > 0) is not true
+          then
+            v_resolved := null;
+            v_formula := case when v_prefixes is null then v_default end;
+            v_rates := v_default_rates;
+          end if;
+          if v_ask.batched then
+            v_priced := v_model;
+            v_reusable := v_at is null;
+          end if;
         end if;
-        if v_plain and v_formula is not null then
+        if v_formula is not null and v_ask.usage - v_fields = '{}' then
           v_cost := greatest(0, ducto_private.evaluate(v_formula, v_ask.usage, v_rates) * v_factor);
         end if;
         if v_cost is null or v_cost > 9223372036854775807 then
+          v_reusable := false;
           if v_version is null then
             perform ducto_private.find_terms(null, v_plan, v_now);
           end if;
@@ -351,7 +364,10 @@ begin
           select t.free_allowance, t.low_balance
           into v_free, v_low_balance
           from ducto_private.terms as t
-          where t.plan_id = coalesce(v_account.plan_id, '') and t.version = ducto_private.active_version(v_now);
+          where t.plan_id = coalesce(v_account.plan_id, '') and t.version = (
+            select a.version
+            from ducto_private.activations as a
+            where a.starts_at <= v_now and a.ends_at > v_now);
         end if;
         if v_account.plan_id is not null then
           if v_account.allowance_end is null or v_now >= v_account.allowance_end then
@@ -362,21 +378,19 @@ begin
         v_debit := case v_ask.does when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
 
         -- Caps, the member's cap, and funds
-        if v_account.caps > 0 then
-          v_check := ducto_private.check_caps(p_account_id, v_now, v_zone, array['', v_model, v_resolved], v_account.held, v_amount,
-            v_left, v_debit, v_admits);
-          if v_check.denied then
-            v_error := 'spend_cap_exceeded';
-            exit decide;
+        if v_account.caps > 0 or v_actor is not null then
+          if v_account.caps > 0 then
+            v_check := ducto_private.check_caps(p_account_id, v_now, v_zone, array['', v_model, v_resolved], v_account.held,
+              v_amount, v_left, v_debit, v_admits);
           end if;
+          v_error := case
+            when v_check.denied then 'spend_cap_exceeded'
+            when v_admits and v_member.spend_cap is not null
+              and ducto_private.member_exceeds(v_member, v_now, v_zone, v_account.held, v_amount, v_left)
+              then 'member_cap_exceeded' end;
+          exit decide when v_error is not null;
         end if;
         if v_admits then
-          if v_actor is not null and v_member.spend_cap is not null
-            and ducto_private.member_exceeds(v_member, v_now, v_zone, v_account.held, v_amount, v_left)
-          then
-            v_error := 'member_cap_exceeded';
-            exit decide;
-          end if;
           -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Sums may
           -- pass bigint where the answer is no; they need not be made where the balance alone is enough.
           if v_account.held > 0 or v_account.balance < v_amount
@@ -386,6 +400,7 @@ begin
               + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_min_balance end))
             then
               v_error := 'insufficient_credits';
+              exit decide;
             elsif v_ask.does <> 'charge' then
               perform ducto_private.check_range(v_account.held::numeric + v_amount, 'the holds', p_account_id);
             end if;
@@ -411,130 +426,133 @@ begin
               perform ducto_private.check_range(v_hold.charged::numeric + v_amount, 'what the hold charged', p_account_id);
             end if;
             v_error := 'out_of_range';
+            exit decide;
           end if;
         end if;
-      end;
 
-      -- Write
-      if v_error is not null then
-        if v_opening.version is not null or v_error = 'team_not_found' then
-          v_refused := null;
-        else
-          v_refused := v_account;
-        end if;
-        if v_ask.does = 'charge' then
-          v_charges := v_charges || ducto_private.charge_refusal(v_error, v_refused,
-            case v_error when 'insufficient_credits' then v_shortfall else 0 end);
-        else
-          v_holds := v_holds || ducto_private.hold_refusal(v_error, v_refused);
-        end if;
-        continue asks;
-      end if;
-      if not v_written then
-        if v_opening.version is not null then
-          if not ducto_private.open_account(v_account, v_version) then
-            return ducto_private.spend(p_account_id, p_asks);
+        -- Write
+        if v_opens or v_due then
+          if v_due then
+            v_account.seq := v_account.seq + ducto_private.write_expiry(p_account_id, v_now);
+            select a.revision
+            into v_account.revision
+            from ducto_private.accounts as a
+            where a.account_id = p_account_id;
+          else
+            if not ducto_private.open_account(v_account, v_version) then
+              return ducto_private.spend(p_account_id, p_asks);
+            end if;
+            v_account.seq := (v_account.balance > 0)::integer;
+            v_account.revision := v_account.seq;
+            v_opening := null;
           end if;
-          v_account.seq := (v_account.balance > 0)::integer;
-          v_account.revision := v_account.seq;
-          v_opening := null;
-        elsif v_due then
-          v_account.seq := v_account.seq + ducto_private.write_expiry(p_account_id, v_now);
-          select a.revision
-          into v_account.revision
-          from ducto_private.accounts as a
-          where a.account_id = p_account_id;
+          v_opens := false;
+          v_due := false;
         end if;
         v_written := true;
-      end if;
-      if v_account.caps > 0 and ducto_private.count_caps(v_check, v_debit, v_now) then
-        v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
-      end if;
+        if v_account.caps > 0 or v_actor is not null then
+          if v_account.caps > 0 and ducto_private.count_caps(v_check, v_debit, v_now) then
+            v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
+          end if;
+          if v_ask.does = 'charge' and v_actor is not null and ducto_private.count_member(v_member, v_now, v_zone, v_debit, v_now) then
+            v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
+          end if;
+        end if;
 
-      if v_ask.does <> 'charge' then
-        if v_ask.does = 'hold' then
-          insert into ducto_private.reservations (account_id, actor_id, held, created_at, expires_at, min_balance, pricing_version,
-            plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
-          values (p_account_id, v_actor, v_amount, v_now, v_now + make_interval(secs => v_ask.ttl_seconds), v_ask.min_balance,
-            v_version, v_account.plan_id, v_ask.operation_type, v_model, v_resolved, v_ask.usage, v_ask.metadata, v_ask.key)
-          returning reservation_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
-          v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
-            else v_hold.expires_at end;
-          v_account.holds := v_account.holds + 1;
-        else
-          update ducto_private.reservations as r
-          set held = r.held + v_amount,
-            expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_ask.ttl_seconds))
-          where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
-          returning r.reservation_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
+        if v_ask.does <> 'charge' then
+          if v_ask.does = 'hold' then
+            insert into ducto_private.reservations (account_id, actor_id, held, created_at, expires_at, min_balance, pricing_version,
+              plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
+            values (p_account_id, v_actor, v_amount, v_now, v_now + make_interval(secs => v_ask.ttl_seconds), v_ask.min_balance,
+              v_version, v_account.plan_id, v_ask.operation_type, v_model, v_resolved, v_ask.usage, v_ask.metadata, v_ask.key)
+            returning reservation_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
+            v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
+              else v_hold.expires_at end;
+            v_account.holds := v_account.holds + 1;
+          else
+            update ducto_private.reservations as r
+            set held = r.held + v_amount,
+              expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_ask.ttl_seconds))
+            where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+            returning r.reservation_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
+          end if;
+          v_account.held := v_account.held + v_amount;
+          v_account.revision := v_account.revision + 1;
+          if v_ask.key is not null then
+            insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance,
+              reserved_total, revision, expires_at, warnings)
+            values (p_account_id, v_ask.key, ducto_private.fingerprint(v_ask), v_id, v_hold.held, v_account.balance, v_account.held,
+              v_account.revision, v_hold.expires_at, v_warnings);
+          end if;
+          v_holds := v_holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
+            v_hold.expires_at, coalesce(v_warnings, '{}'), v_account.revision)::ducto.reserve_result;
+          continue asks;
         end if;
-        v_account.held := v_account.held + v_amount;
-        v_account.revision := v_account.revision + 1;
-        if v_ask.key is not null then
-          insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance,
-            reserved_total, revision, expires_at, warnings)
-          values (p_account_id, v_ask.key, ducto_private.fingerprint(v_ask), v_id, v_hold.held, v_account.balance, v_account.held,
-            v_account.revision, v_hold.expires_at, v_warnings);
-        end if;
-        v_holds := v_holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
-          v_hold.expires_at, coalesce(v_warnings, '{}'), v_account.revision)::ducto.reserve_result;
-        continue asks;
-      end if;
 
-      if v_actor is not null and ducto_private.count_member(v_member, v_now, v_zone, v_debit, v_now) then
-        v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
-      end if;
-      if v_left > 0 then
-        v_account.allowance_used := v_account.allowance_used + v_amount - v_debit;
-      end if;
-      if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
-        v_fingerprint := ducto_private.fingerprint(v_ask);
-      end if;
-      insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
-        pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
-        idempotency_key, metadata)
-      values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
-        v_fingerprint, v_version, p_account_id, 'usage',
-        case v_rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-        v_cost, v_ask.usage, v_model, v_resolved, v_plan, v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
-      returning transaction_id, seq, balance_after, revision, carry_after
-      into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
-      if not v_admits or v_warnings is not null or v_account.lots > 0 then
-        if v_shortfall > 0 or v_warnings is not null then
-          insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
-          values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
+        if v_left > 0 then
+          v_account.allowance_used := v_account.allowance_used + v_amount - v_debit;
         end if;
-        if v_account.lots > 0 and v_debit > 0 then
-          perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
-          select a.lots, a.lots_due_at
-          into v_account.lots, v_account.lots_due_at
-          from ducto_private.accounts as a
-          where a.account_id = p_account_id;
+        if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
+          v_fingerprint := ducto_private.fingerprint(v_ask);
         end if;
-        if not v_admits then
-          update ducto_private.reservations as r
-          set charged = r.charged + v_amount,
-            held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
-            status = case when v_ask.final then 'settled' else r.status end,
-            ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
-            settled_by = case when v_ask.final and v_ask.key is null then v_id end
-          where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
-          returning r.held into v_hold.held;
-          if v_held is not null then
-            v_account.held := v_account.held - (v_held - v_hold.held);
-            v_account.holds := v_account.holds - v_ask.final::integer;
-            if v_account.lots > 0 then
-              -- What lots that were due had kept for the hold may expire now.
-              v_account.lots_due_at := v_now;
+        insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
+          pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
+          idempotency_key, metadata)
+        values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
+          v_fingerprint, v_version, p_account_id, 'usage',
+          case v_rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
+          v_cost, v_ask.usage, v_model, v_resolved, v_plan, v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
+        returning transaction_id, seq, balance_after, revision, carry_after
+        into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
+        if not v_admits or v_warnings is not null or v_account.lots > 0 then
+          if v_shortfall > 0 or v_warnings is not null then
+            insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
+            values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
+          end if;
+          if v_account.lots > 0 and v_debit > 0 then
+            perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
+            select a.lots, a.lots_due_at
+            into v_account.lots, v_account.lots_due_at
+            from ducto_private.accounts as a
+            where a.account_id = p_account_id;
+          end if;
+          if not v_admits then
+            update ducto_private.reservations as r
+            set charged = r.charged + v_amount,
+              held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
+              status = case when v_ask.final then 'settled' else r.status end,
+              ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
+              settled_by = case when v_ask.final and v_ask.key is null then v_id end
+            where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+            returning r.held into v_hold.held;
+            if v_held is not null then
+              v_account.held := v_account.held - (v_held - v_hold.held);
+              v_account.holds := v_account.holds - v_ask.final::integer;
+              if v_account.lots > 0 then
+                -- What lots that were due had kept for the hold may expire now.
+                v_account.lots_due_at := v_now;
+              end if;
             end if;
           end if;
         end if;
+        if v_debit > 0 and v_account.balance <= greatest(v_low_balance, 0) then
+          perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_low_balance, v_now);
+        end if;
+        v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
+          v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
+        continue asks;
+      end;
+
+      -- A refusal
+      if not coalesce(v_opens, false) and v_error <> 'team_not_found' then
+        v_refused := v_account;
       end if;
-      if v_debit > 0 and v_account.balance <= greatest(v_low_balance, 0) then
-        perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_low_balance, v_now);
+      if v_ask.does = 'charge' then
+        v_charges := v_charges || ducto_private.charge_refusal(v_error, v_refused,
+          case v_error when 'insufficient_credits' then v_shortfall else 0 end);
+      else
+        v_holds := v_holds || ducto_private.hold_refusal(v_error, v_refused);
       end if;
-      v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
-        v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
     end;
   end loop;
 

@@ -13,34 +13,14 @@ begin
 end
 $$;
 
--- A hold of an estimate (p_usage) or of a known amount, on a user's account or, for p_actor_id, on a team's pool.
-create or replace function ducto_private.hold(
-  p_call text,
-  p_account_id text,
-  p_actor_id text,
-  p_usage jsonb,
-  p_amount bigint,
-  p_model text,
-  p_operation_type text,
-  p_metadata jsonb,
-  p_min_balance bigint,
-  p_ttl_seconds integer,
-  p_key text)
-returns ducto.reserve_result
-language plpgsql volatile
+create or replace function ducto_private.check_hold(p_operation_type text, p_ttl_seconds integer, p_min_balance bigint) returns void
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_operation_type text := coalesce(p_operation_type, 'usage');
-  v_ttl_seconds integer := coalesce(p_ttl_seconds, 600);
 begin
-  if v_operation_type <> 'usage' or v_ttl_seconds <> 600 or p_min_balance is not null then
-    perform ducto_private.check_text(v_operation_type, 'p_operation_type');
-    perform ducto_private.check_ttl(v_ttl_seconds);
-    perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
-  end if;
-  return (ducto_private.spend(p_account_id, array[row('hold', p_call, p_actor_id, p_usage, null, p_amount,
-    p_model, null, null, p_key, p_metadata, v_operation_type, p_min_balance, v_ttl_seconds, false, null)::ducto_private.ask])).holds[1];
+  perform ducto_private.check_text(coalesce(p_operation_type, 'usage'), 'p_operation_type');
+  perform ducto_private.check_ttl(p_ttl_seconds);
+  perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
 end
 $$;
 
@@ -75,8 +55,12 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 begin
-  return ducto_private.hold('reserve', p_user_id, null, p_metrics, null, null, p_operation_type, p_metadata, p_min_balance,
-    p_ttl_seconds, p_idempotency_key);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  end if;
+  return (ducto_private.spend(p_user_id, array[row('hold', 'reserve', null, p_metrics, null, null, null, null, null,
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
+    null)::ducto_private.ask])).holds[1];
 end
 $$;
 comment on function ducto.reserve is
@@ -98,8 +82,12 @@ set standard_conforming_strings = on
 as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.hold('reserve_credits', p_user_id, null, null, p_amount, p_model, p_operation_type, p_metadata, p_min_balance,
-    p_ttl_seconds, p_idempotency_key);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  end if;
+  return (ducto_private.spend(p_user_id, array[row('hold', 'reserve_credits', null, null, null, p_amount, p_model, null, null,
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
+    null)::ducto_private.ask])).holds[1];
 end
 $$;
 comment on function ducto.reserve_credits is
@@ -122,8 +110,12 @@ as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.hold('reserve_team', p_team_id, p_user_id, p_metrics, null, null, p_operation_type, p_metadata, p_min_balance,
-    p_ttl_seconds, p_idempotency_key);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  end if;
+  return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team', p_user_id, p_metrics, null, null, null, null, null,
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
+    null)::ducto_private.ask])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team is
@@ -148,8 +140,12 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.hold('reserve_team_credits', p_team_id, p_user_id, null, p_amount, p_model, p_operation_type, p_metadata, p_min_balance,
-    p_ttl_seconds, p_idempotency_key);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  end if;
+  return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team_credits', p_user_id, null, null, p_amount, p_model, null, null,
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
+    null)::ducto_private.ask])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team_credits is

@@ -152,13 +152,16 @@ begin
         -- It has user_id, with team_id where a team pays, one of metrics, amount or job, and what goes with them.
         jsonb_typeof(c.value) = 'object'
           and c.value - '{user_id,team_id,metrics,amount,job,model,reservation_id,final,idempotency_key,metadata}'::text[] = '{}'
-          and (select bool_and(t.type is null or t.type in (t.wanted, 'null'))
-            from (values (jsonb_typeof(c.value -> 'user_id'), 'string'), (jsonb_typeof(c.value -> 'team_id'), 'string'),
-              (jsonb_typeof(c.value -> 'metrics'), 'object'), (jsonb_typeof(c.value -> 'amount'), 'number'),
-              (jsonb_typeof(c.value -> 'job'), 'string'), (jsonb_typeof(c.value -> 'model'), 'string'),
-              (jsonb_typeof(c.value -> 'reservation_id'), 'string'), (jsonb_typeof(c.value -> 'final'), 'boolean'),
-              (jsonb_typeof(c.value -> 'idempotency_key'), 'string'), (jsonb_typeof(c.value -> 'metadata'), 'object')
-            ) as t (type, wanted)) as shaped
+          and coalesce(jsonb_typeof(c.value -> 'user_id'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'team_id'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'metrics'), 'null') in ('object', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'amount'), 'null') in ('number', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'job'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'model'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'reservation_id'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'final'), 'null') in ('boolean', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'idempotency_key'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'metadata'), 'null') in ('object', 'null') as shaped
       from jsonb_array_elements(p_charges) with ordinality as c (value, place)
     ), judged as (
       select e.*, coalesce(e.team_id, e.user_id) collate "C" as account_id, e.shaped and num_nonnulls(e.metrics, e.amount, e.job) = 1

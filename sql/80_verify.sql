@@ -307,6 +307,12 @@ begin
     group by a.account_id, a.caps
     having a.caps <> count(c.*)
     union all
+    select c.account_id, 'a cap has a limit and an action', 'limit and spent of at least 0', format('%s, %s: %s of %s', c.cap_type, c.action,
+      c.spent, c.cap_limit), c.model
+    from ducto_private.spend_caps as c
+    where (p_account_id is null or c.account_id = p_account_id) and (c.cap_type not in ('daily', 'monthly')
+      or c.action not in ('deny', 'warn', 'notify') or c.cap_limit < 0 or c.spent < 0)
+    union all
     select c.account_id, 'a cap''s spent is that of its window', x.spent::text, c.spent::text,
       format('%s cap on %s', c.cap_type, coalesce(nullif(c.model, ''), 'all models'))
     from accounts as a

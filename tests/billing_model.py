@@ -5,7 +5,7 @@ decides first and writes last; a refusal is an exception. Names, arguments and a
 hold only what the contract determines; ids are this model's own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -16,9 +16,18 @@ from zoneinfo import ZoneInfo
 Answer = dict[str, Any]
 Names = tuple[str | None, str | None]
 Price = Callable[[int, str | None], tuple[Decimal, Names]]
+Due = tuple[datetime, "Lot", int]
 
 REFUND_LOT = timedelta(hours=720)
 GRANTS = ("purchase", "subscription", "signup_bonus", "promotion", "adjustment")
+MOST = 2**63 - 1
+COUNTS = ("points", "input_tokens", "output_tokens")
+ELEMENT: dict[str, type] = {
+    **dict.fromkeys(("user_id", "team_id", "job", "model", "reservation_id", "idempotency_key"), str),
+    "metrics": dict,
+    "amount": int,
+    "final": bool,
+}
 
 
 class Refused(Exception):
@@ -32,15 +41,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a plan gives a month, and its own rates."""
+    """What a plan gives a month, and its own rates and factor."""
 
     allowance: int = 0
     rates: Mapping[str, Decimal] = field(default_factory=dict)
+    factor: Decimal = Decimal(1)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """A published version: a usage of so many `points` costs the rate of its model a point."""
+    """A published version: a usage of so many `points` costs the rate of its model a point, times the factors."""
 
     rates: Mapping[str, Decimal]
     jobs: Mapping[str, int] = field(default_factory=dict)
@@ -51,6 +61,7 @@ class Prices:
     low_balance: int | None = None
     rounding: str = "carry"
     overrun: str = "debt"
+    factor: Decimal = Decimal(1)
 
     def config(self, zone: str) -> dict[str, Any]:
         """The config to publish."""
@@ -60,12 +71,13 @@ class Prices:
 
         plans = {
             name: {"id": name, "name": name, "free_allowance": plan.allowance, "rate_overrides": formulas(plan.rates)}
+            | {"factor": plan.factor}
             for name, plan in self.plans.items()
         }
         config = {"models": formulas(self.rates), "metrics": {"points": 0}, "fixed": dict(self.jobs), "plans": plans}
         config |= {"timezone": zone, "signup_bonus": self.signup_bonus, "default_plan": self.default_plan}
         config |= {"min_balance": self.min_balance, "rounding": self.rounding, "overrun": self.overrun}
-        config |= {"low_balance": self.low_balance}
+        config |= {"low_balance": self.low_balance, "factor": self.factor}
         return {name: value for name, value in config.items() if value is not None}
 
     @property
@@ -91,7 +103,7 @@ class Lot:
 
 @dataclass(eq=False)
 class Row:
-    """A row of the ledger.
+    """A row of the ledger; `occurred_at` is when what an expiry writes was due.
 
     `taken` is what it took of which lot, in order, `outside` what of none; both less what refunds gave back: what paid
     a debt counts as `outside`, which may so become negative.
@@ -116,6 +128,7 @@ class Row:
     plan_id: str | None = None
     refers_to: str | None = None
     expires_at: datetime | None = None
+    occurred_at: datetime | None = None
     taken: list[tuple[Lot, int]] = field(default_factory=list)
     outside: int = 0
     refunded: int = 0
@@ -202,6 +215,21 @@ class Account:
                 found.append((lot, keeps))
         return found
 
+    def expiries(self, now: datetime) -> Iterator[Due]:
+        """What of which lot expires at which moment until now and is not recorded, in order.
+
+        The last change recorded all that was due then: if there is more of that time, it let a hold go.
+        """
+        ends = [lot.expires_at for lot in self.lots] + [hold.expires_at for hold in self.holds]
+        gone: dict[Lot, int] = {}
+        for moment in sorted({max(end, self.changed_at) for end in [self.changed_at, *ends]}):
+            if moment > now:
+                return
+            for lot, keeps in self.due_lots(moment):
+                if expired := lot.remainder - keeps - gone.get(lot, 0):
+                    gone[lot] = lot.remainder - keeps
+                    yield moment, lot, expired
+
     def kept(self, now: datetime) -> int:
         return sum(keeps for _, keeps in self.due_lots(now))
 
@@ -230,6 +258,11 @@ def matches(model: str | None, names: Names) -> bool:
     return model is None or model in names
 
 
+def asked(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A usage as requests are compared: without nulls and zeros."""
+    return {name: value for name, value in metrics.items() if value is not None and value != 0}
+
+
 def most_first(rows: list[Answer]) -> list[Answer]:
     """Rows of statistics, those that spent most first, then by name."""
     return sorted(rows, key=lambda row: (-row["total_spend"], next(iter(row.values()))))
@@ -241,16 +274,19 @@ class Billing:
     def __init__(self, zone: str, versions: list[Prices], clock: datetime) -> None:
         self.zone = ZoneInfo(zone)
         self.versions = versions
-        self.active = 0
+        self.activations: list[tuple[int, datetime | None]] = [(0, None)]
         self.clock = clock
         self.accounts: dict[str, Account] = {}
         self._numbers = count(1)
 
     # Accounts, time, prices
 
-    @property
-    def prices(self) -> Prices:
-        return self.versions[self.active]
+    def active(self, now: datetime) -> int:
+        """Of the activations whose time has come, the one recorded last."""
+        return [version for version, at in self.activations if at is None or at <= now][-1]
+
+    def prices(self, account: Account) -> Prices:
+        return self.versions[self.active(self.now(account))]
 
     def _id(self, kind: str) -> str:
         return f"{kind}{next(self._numbers)}"
@@ -282,24 +318,38 @@ class Billing:
         before = [number for number in having if number <= version]
         return self.versions[before[-1] if before else having[0]].plans[plan]
 
-    def _rates(self, version: int, plan: str | None) -> dict[str, Decimal]:
-        return {**self.versions[version].rates, **self.terms(version, plan).rates}
+    def _rates(self, version: int, plan: str | None) -> list[Mapping[str, Decimal]]:
+        """A plan's own rates, then those of the list."""
+        return [self.terms(version, plan).rates, self.versions[version].rates]
 
     def names(self, model: str | None, version: int, plan: str | None) -> Names:
-        """A model as given and as resolved: the longest key that is the name or its beginning before a separator."""
+        """A model as given and as resolved.
+
+        That is the longest of the plan's keys, else of the list's, that is the name or its beginning before a separator.
+        """
         name = model or ""
-        rates = self._rates(version, plan)
-        keys = [key for key in rates if name == key or (name.startswith(key) and name[len(key)] in "-@:/_")]
-        return model, max(keys, key=len, default=None)
+        for rates in self._rates(version, plan):
+            keys = [key for key in rates if name == key or (name.startswith(key) and name[len(key)] in "-@:/_")]
+            if keys:
+                return model, max(keys, key=len)
+        return model, None
 
     def _usage(self, metrics: Mapping[str, Any]) -> Price:
         """What prices a usage, for a version and a plan: its cost, and its model as given and resolved."""
+        if any((metrics.get(name) or 0) < 0 for name in COUNTS):
+            raise Refused("invalid_argument")
 
         def price(version: int, plan: str | None) -> tuple[Decimal, Names]:
-            given, resolved = self.names(metrics["model"], version, plan)
-            if resolved is None:
+            if not metrics.keys() <= {"model", *COUNTS}:
+                raise Refused("unknown_metric")
+            given, resolved = self.names(metrics.get("model"), version, plan)
+            rates = [of[resolved or "_default"] for of in self._rates(version, plan) if (resolved or "_default") in of]
+            if not rates and given is None and not metrics.get("points"):
+                return Decimal(0), (None, None)
+            if not rates:
                 raise Refused("unknown_model")
-            return Decimal(metrics["points"]) * self._rates(version, plan)[resolved], (given, resolved)
+            factor = self.versions[version].factor * self.terms(version, plan).factor
+            return Decimal(metrics.get("points") or 0) * rates[0] * factor, (given, resolved)
 
         return price
 
@@ -328,7 +378,7 @@ class Billing:
     def allowance_left(self, account: Account, now: datetime) -> int:
         month = self.window("monthly", now)
         used = sum(row.allowance_used for row in account.rows if self.window("monthly", row.created_at) == month)
-        return max(0, self.terms(self.active, account.plan).allowance - used)
+        return max(0, self.terms(self.active(now), account.plan).allowance - used)
 
     def spent(self, account: Account, period: str, now: datetime, counts: Callable[[Row], bool]) -> int:
         """Credits debited in the window by the charges that count, less what was refunded of them."""
@@ -350,34 +400,37 @@ class Billing:
         """The account, or as it would be opened now."""
         if account_id in self.accounts:
             return self.accounts[account_id]
-        account = Account(account_id, "user", self.clock, self.prices.default_plan)
-        account.balance = self.prices.signup_bonus
+        prices = self.versions[self.active(self.clock)]
+        account = Account(account_id, "user", self.clock, prices.default_plan)
+        account.balance = prices.signup_bonus
         told = {"kind": "user", "plan_id": account.plan, "balance": account.balance}
         account.events.append(("account_opened", told))
         if account.balance:
             account.balance = 0
-            self._write(account, "signup_bonus", self.prices.signup_bonus, self.clock)
+            self._write(account, "signup_bonus", prices.signup_bonus, self.clock)
         return account
 
     def _charged_account(self, account_id: str) -> Account:
         """The account of a hold or a charge, opened if the prices say so."""
-        if account_id not in self.accounts and not self.prices.signup_bonus and not self.prices.default_plan:
-            raise Refused("account_not_found", balance=0)
+        prices = self.versions[self.active(self.clock)]
+        if account_id not in self.accounts and not prices.signup_bonus and not prices.default_plan:
+            raise Refused("account_not_found", balance=0, of=None)
         return self._open(account_id)
 
     def _begin(self, account: Account) -> datetime:
         """A success: what is due is written first."""
         now = self.now(account)
+        due = list(account.expiries(now))
         self.accounts[account.account_id] = account
         account.changed_at = now
         account.changes += 1
-        for lot, keeps in account.due_lots(now):
-            if expired := lot.remainder - keeps:
-                lot.remainder = keeps
-                lot.expired += expired
-                self._write(account, "expiry", -expired, now, refers_to=lot.transaction_id, expires_at=lot.expires_at)
-                told = {"transaction_id": lot.transaction_id, "amount": expired, "expires_at": lot.expires_at}
-                account.events.append(("lot_expired", told))
+        for moment, lot, expired in due:
+            lot.remainder -= expired
+            lot.expired += expired
+            about = {"refers_to": lot.transaction_id, "expires_at": lot.expires_at, "occurred_at": moment}
+            self._write(account, "expiry", -expired, now, **about)
+            told = {"transaction_id": lot.transaction_id, "amount": expired, "expires_at": lot.expires_at}
+            account.events.append(("lot_expired", told))
         return now
 
     def _write(self, account: Account, kind: str, amount: int, now: datetime, **more: Any) -> Row:
@@ -394,8 +447,9 @@ class Billing:
             **more,
         )
         account.rows.append(row)
-        if self.prices.low and before > self.prices.low >= account.balance:
-            account.events.append(("low_balance", {"balance": account.balance, "low_balance": self.prices.low}))
+        low = self.versions[self.active(now)].low
+        if low and before > low >= account.balance:
+            account.events.append(("low_balance", {"balance": account.balance, "low_balance": low}))
         if before >= 0 > account.balance:
             account.events.append(("debt_begun", {"balance": account.balance}))
         return row
@@ -416,8 +470,14 @@ class Billing:
         return answer
 
     def _refused(self, account: Account, error: str, **told: Any) -> Refused:
-        now = self.now(account)
-        return Refused(error, balance=account.net(now), reserved_total=account.held(now), **told)
+        """A refusal that tells how the account stands; one that is not open yet has nothing."""
+        now, known = self.now(account), account.account_id in self.accounts
+        told |= {"balance": account.net(now) if known else 0, "reserved_total": account.held(now)}
+        return Refused(error, of=account.account_id if known else None, **told)
+
+    def _check_range(self, account: Account, *values: int) -> None:
+        if any(abs(value) > MOST for value in values):
+            raise self._refused(account, "out_of_range")
 
     # Admission, caps, burning
 
@@ -460,7 +520,7 @@ class Billing:
         return warning
 
     def _min_balance(self, account: Account) -> int:
-        return 0 if account.kind == "team" else self.prices.min_balance
+        return 0 if account.kind == "team" else self.prices(account).min_balance
 
     def _tell(self, account: Account, caps: Iterable[Cap], now: datetime) -> None:
         """One event per window and cap that warns."""
@@ -513,12 +573,15 @@ class Billing:
     ) -> Answer:
         if amount <= 0:
             raise Refused("invalid_argument")
-        request = ("add", amount, type, expires_at)
+        request = ("add", amount, type)
         if first := self._first(user_id, "ledger", idempotency_key, request):
             return first
         account = self._open(user_id)
         if expires_at is not None and expires_at <= self.now(account):
             raise Refused("invalid_argument")
+        now = self.now(account)
+        purchased = account.lifetime_purchased + (amount if type == "purchase" else 0)
+        self._check_range(account, account.net(now) + amount, purchased)
         now = self._begin(account)
         debt = max(0, account.kept(now) - account.balance)
         if type == "purchase":
@@ -547,7 +610,7 @@ class Billing:
         if first := self._first(user_id, "ledger", idempotency_key, request):
             return first
         if user_id not in self.accounts:
-            raise Refused("account_not_found", balance=0)
+            raise Refused("account_not_found", balance=0, of=None)
         account = self.accounts[user_id]
         grant, own = None, None
         if transaction_id is not None:
@@ -557,6 +620,7 @@ class Billing:
             own = next((lot for lot in account.lots if lot.transaction_id == transaction_id), None)
             if grant.removed + amount > grant.amount - (own.gone(self.now(account)) if own else 0):
                 raise self._refused(account, "exceeds_grant")
+        self._check_range(account, account.net(self.now(account)) - amount)
         now = self._begin(account)
         self._burn(account, amount, now, own=own)
         if grant is not None:
@@ -574,7 +638,7 @@ class Billing:
     # Holds
 
     def reserve(self, user_id: str, metrics: Mapping[str, Any], **rest: Any) -> Answer:
-        request = ("reserve", None, metrics)
+        request = ("reserve", None, asked(metrics))
         return self._reserve(user_id, None, self._usage(metrics), request, **rest)
 
     def reserve_credits(self, user_id: str, amount: int, model: str | None = None, **rest: Any) -> Answer:
@@ -582,7 +646,7 @@ class Billing:
         return self._reserve(user_id, None, self._amount(amount, model), request, **rest)
 
     def reserve_team(self, team_id: str, user_id: str, metrics: Mapping[str, Any], **rest: Any) -> Answer:
-        request = ("reserve_team", user_id, metrics)
+        request = ("reserve_team", user_id, asked(metrics))
         return self._reserve(team_id, user_id, self._usage(metrics), request, **rest)
 
     def reserve_team_credits(
@@ -621,9 +685,11 @@ class Billing:
             return first
         account = self._account_of(account_id, member)
         self._check_member(account, member)
-        cost, names = price(self.active, account.plan)
+        version = self.active(self.now(account))
+        cost, names = price(version, account.plan)
         amount = int(cost.to_integral_value(ROUND_CEILING))
         warning = self._admit(account, amount, names, member, min_balance)
+        self._check_range(account, account.held(self.now(account)) + amount)
         now = self._begin(account)
         hold = Hold(
             reservation_id=self._id("hold"),
@@ -632,7 +698,7 @@ class Billing:
             taken_at=now,
             expires_at=now + timedelta(seconds=ttl_seconds),
             min_balance=min_balance,
-            version=self.active,
+            version=version,
             plan=account.plan,
             names=names,
         )
@@ -682,6 +748,7 @@ class Billing:
         if add_amount:
             self._check_member(account, hold.actor_id)
         warning = self._admit(account, add_amount, hold.names, hold.actor_id, hold.min_balance)
+        self._check_range(account, account.held(self.now(account)) + add_amount)
         now = self._begin(account)
         hold.amount += add_amount
         if ttl_seconds is not None:
@@ -703,7 +770,7 @@ class Billing:
     # Charges
 
     def deduct(self, user_id: str, metrics: Mapping[str, Any], **rest: Any) -> Answer:
-        return self._charge(user_id, None, self._usage(metrics), ("deduct", metrics), **rest)
+        return self._charge(user_id, None, self._usage(metrics), ("deduct", asked(metrics)), **rest)
 
     def deduct_credits(self, user_id: str, amount: int, model: str | None = None, **rest: Any) -> Answer:
         return self._charge(user_id, None, self._amount(amount, model), ("deduct_credits", amount, model), **rest)
@@ -713,7 +780,7 @@ class Billing:
         return self._charge(user_id, None, self._job(job_name), request, idempotency_key=idempotency_key)
 
     def deduct_team(self, team_id: str, user_id: str, metrics: Mapping[str, Any], **rest: Any) -> Answer:
-        return self._charge(team_id, user_id, self._usage(metrics), ("deduct_team", metrics), **rest)
+        return self._charge(team_id, user_id, self._usage(metrics), ("deduct_team", asked(metrics)), **rest)
 
     def deduct_team_credits(
         self, team_id: str, user_id: str, amount: int, model: str | None = None, **rest: Any
@@ -747,7 +814,7 @@ class Billing:
             if hold.end[0] != request:
                 raise self._refused(account, "idempotency_conflict")
             return hold.end[1] | {"idempotent": True}
-        version, plan = (hold.version, hold.plan) if hold else (self.active, account.plan)
+        version, plan = (hold.version, hold.plan) if hold else (self.active(self.now(account)), account.plan)
         cost, names = price(version, plan)
         terms = self.versions[version]
         charged, carry = self.credits(cost, account.carry, terms.rounding)
@@ -764,6 +831,7 @@ class Billing:
                 warnings.append("reservation_expired")
             if shortfall and terms.overrun == "reject":
                 raise self._refused(account, "insufficient_credits", shortfall=shortfall)
+            self._check_range(account, account.net(now) - max(0, charged - left), hold.charged + charged)
         now = self._begin(account)
         debit = max(0, charged - left)
         spent = {cap: self.spent_of_cap(account, *named, now) for named, cap in account.caps.items()}
@@ -824,24 +892,40 @@ class Billing:
     def deduct_batch(self, charges: list[dict[str, Any]]) -> list[Answer]:
         return [self._element(dict(charge)) for charge in charges]
 
-    def _element(self, charge: dict[str, Any]) -> Answer:
-        name = "deduct"
-        if "team_id" in charge:
-            name += "_team"
-        if "amount" in charge:
-            name += "_credits"
-        elif "job" in charge:
-            name, charge["job_name"] = "deduct_fixed", charge.pop("job")
+    def _element(self, charge: Any) -> Answer:
+        """The single call that an element is; what fails of it is its error."""
+        given = {name: value for name, value in charge.items() if value is not None} if isinstance(charge, dict) else {}
+        names = [given[name] for name in ("team_id", "user_id") if isinstance(given.get(name), str)]
+        whose = names[0] if names else None
         try:
-            answer: Answer = getattr(self, name)(**charge)
+            answer = self._single(given)
         except Refused as refused:
-            told = refused.told
-            return {"error": refused.error, "shortfall": told.get("shortfall", 0)} | (
-                {"balance_after": told["balance"]} if "balance" in told else {}
-            )
-        if "team_id" in charge:
+            told: Answer = {"error": refused.error, "shortfall": refused.told.get("shortfall", 0)}
+            if refused.error == "team_not_found":
+                return told
+            account = self.accounts.get(whose or "")
+            told["balance_after"] = account.net(self.now(account)) if account else 0
+            return told | {"of": whose if account else None}
+        if "team_id" in given:
             answer = answer | {"balance_after": answer["team_balance_after"]}
         return {key: value for key, value in answer.items() if key not in ("team_id", "team_balance_after")}
+
+    def _single(self, given: Answer) -> Answer:
+        """An element `{user_id | team_id and user_id, metrics | amount and model | job, …}` as a call."""
+        sound = given.keys() <= ELEMENT.keys() and all(isinstance(of, ELEMENT[name]) for name, of in given.items())
+        what = [name for name in ("metrics", "amount", "job") if name in given]
+        if not sound or "user_id" not in given or len(what) != 1 or ("model" in given and what != ["amount"]):
+            raise Refused("invalid_argument")
+        texts = [given[name] for name in ("user_id", "team_id", "job") if name in given]
+        if any(not text or text != text.strip() for text in texts):
+            raise Refused("invalid_argument")
+        if not given.get("idempotency_key", "key").strip() or given.get("amount", 0) > MOST:
+            raise Refused("invalid_argument")
+        rpc, arguments = "deduct" + "_team" * ("team_id" in given) + "_credits" * ("amount" in given), dict(given)
+        if "job" in given:
+            rpc, arguments["job_name"] = "deduct_fixed", arguments.pop("job")
+        answer: Answer = getattr(self, rpc)(**arguments)
+        return answer
 
     # Refunds
 
@@ -872,9 +956,10 @@ class Billing:
             raise self._refused(account, "already_refunded")
         if amount is not None and amount > rest:
             raise self._refused(account, "refund_exceeds_original")
-        now = self._begin(account)
         total = rest if amount is None else amount
         back = min(total, -charge.amount - charge.refunded)
+        self._check_range(account, account.net(self.now(account)) + back)
+        now = self._begin(account)
         debt = max(0, account.kept(now) - account.balance)
         allowance = total - back
         lapses = self.window("monthly", charge.created_at) != self.window("monthly", now)
@@ -930,20 +1015,21 @@ class Billing:
     # Expiry
 
     def sweep_expired_credits(self, dry_run: bool = False) -> Answer:
-        expired = []
+        expired, lots = 0, 0
         for account in self.accounts.values():
-            due = [lot.remainder - keeps for lot, keeps in account.due_lots(self.now(account)) if lot.remainder > keeps]
-            expired += due
+            due = list(account.expiries(self.now(account)))
+            expired += sum(amount for _, _, amount in due)
+            lots += len({lot.lot_id for _, lot, _ in due})
             if due and not dry_run:
                 self._begin(account)
-        return {"expired_count": len(expired), "expired_amount": sum(expired), "dry_run": dry_run}
+        return {"expired_count": lots, "expired_amount": min(MOST, expired), "dry_run": dry_run}
 
     # Plans and caps
 
     def set_user_plan(self, user_id: str, plan_id: str | None = None) -> Answer:
-        if plan_id is not None and plan_id not in self.prices.plans:
-            raise Refused("plan_not_found")
         account = self._open(user_id)
+        if plan_id is not None and plan_id not in self.prices(account).plans:
+            raise Refused("plan_not_found")
         self._begin(account)
         if plan_id != account.plan:
             account.events.append(("plan_changed", {"from": account.plan, "to": plan_id}))
@@ -985,7 +1071,7 @@ class Billing:
     def check_spend_cap(self, user_id: str, model: str | None = None, amount: int = 0) -> Answer:
         """Of the caps that the amount would exceed, the one that denies with least room, or the first that warns."""
         account = self._open(user_id)
-        exceeded = self._exceeded(account, amount, self.names(model, self.active, account.plan))
+        exceeded = self._exceeded(account, amount, self.names(model, self.active(self.now(account)), account.plan))
         if not exceeded:
             return {"capped": False, "current_spend": 0, "cap_limit": 0, "action": None, "model": None}
         deny = [found for found in exceeded if found[3].action == "deny"]
@@ -1060,9 +1146,13 @@ class Billing:
     def get_balance(self, user_id: str, at: datetime | None = None) -> Answer:
         account = self.accounts.get(user_id)
         if at is not None:
-            rows = [row for row in account.rows if row.created_at <= at] if account else []
-            told = {"balance": rows[-1].balance_after, "lifetime_purchased": rows[-1].purchased_after} if rows else {}
-            return {"balance": 0, "lifetime_purchased": 0, "reserved": None, "available": None} | told
+            told = {"balance": 0, "lifetime_purchased": 0, "reserved": None, "available": None}
+            if account is not None:
+                told["balance"] = sum(row.amount for row in account.rows if (row.occurred_at or row.created_at) <= at)
+                told["balance"] -= sum(amount for _, _, amount in account.expiries(at))
+                bought = [row.purchased_after for row in account.rows if row.created_at <= at]
+                told["lifetime_purchased"] = bought[-1] if bought else 0
+            return told
         if account is None:
             names = ("balance", "lifetime_purchased", "reserved", "available", "credit_limit")
             return {"user_id": user_id} | dict.fromkeys(names, 0)
@@ -1074,7 +1164,7 @@ class Billing:
             "balance": balance,
             "lifetime_purchased": account.lifetime_purchased,
             "reserved": held,
-            "available": max(0, left - held + max(0, balance - floor)),
+            "available": min(MOST, max(0, left - held + max(0, balance - floor))),
             "credit_limit": account.credit_limit,
         }
 
@@ -1136,6 +1226,24 @@ class Billing:
         left = self.allowance_left(account, now)
         return {"plan_id": account.plan, "allowance_remaining": left, "period_start": start, "period_end": end}
 
-    def activate_pricing(self, version: int) -> Answer:
-        self.active = version - 1
+    # Prices over time
+
+    def activate_pricing(self, version: int, at: datetime | None = None) -> Answer:
+        """One that holds at once ends all before it, also those whose time has not come."""
+        if at is not None:
+            if at <= self.clock:
+                raise Refused("invalid_argument")
+            self.activations.append((version - 1, at))
+        elif self.active(self.clock) != version - 1:
+            self.activations = [(version - 1, None)]
         return {"version": version}
+
+    def unschedule_pricing(self, version: int) -> Answer:
+        kept = [(of, at) for of, at in self.activations if of != version - 1 or at is None or at <= self.clock]
+        if kept == self.activations:
+            raise Refused("invalid_argument")
+        self.activations = kept
+        return {"version": version}
+
+    def get_active_pricing(self) -> Answer:
+        return {"version": self.active(self.clock) + 1}

@@ -115,6 +115,34 @@ def test_prices_are_published_listed_activated_compared_and_exported(run: Run, f
     assert [item["active"] for item in json.loads(run("pricing", "list", "--json")[1])] == [True, False]
 
 
+def test_prices_are_scheduled_and_taken_back(run: Run, files: None, database: str, clock: Clock) -> None:
+    clock.set("2026-05-31T12:00")
+    assert run("pricing", "publish", "a.yaml")[0] == 0
+    assert run("pricing", "publish", "b.json", "--at", "2026-06-01T00:00+02:00") == (
+        0,
+        "version 2 published, active from 2026-06-01T00:00:00+02:00\n",
+        "",
+    )
+    assert json.loads(run("pricing", "export")[1])["models"] == {"gpt-4o": "input_tokens * 0.0025"}
+    clock.set("2026-05-31T22:00")
+    assert run("pricing", "diff", "b.json") == (0, "no difference\n", "")
+
+    assert run("pricing", "activate", "1", "--at", "2026-07-01") == (
+        0,
+        "version 1 active from 2026-07-01T00:00:00+00:00\n",
+        "",
+    )
+    assert run("pricing", "unschedule", "1") == (0, "version 1 not scheduled any more\n", "")
+    code, out, err = run("pricing", "unschedule", "1")
+    assert (code, out) == (1, "")
+    assert err.startswith("ducto-pg: version 1 is not scheduled; ")
+    assert json.loads(run("pricing", "activate", "1", "--at", "2026-07-01", "--json")[1])["version"] == 1
+    said = "ducto-pg: p_at must be a time to come, not 2026-01-01 00:00:00"
+    assert run("pricing", "publish", "a.yaml", "--at", "2026-01-01")[2].startswith(said)
+    said = "ducto-pg: at is when the version becomes active, but activate is False\n"
+    assert run("pricing", "publish", "a.yaml", "--at", "2026-07-01", "--no-activate") == (1, "", said)
+
+
 def test_a_compiled_script_publishes_without_python(run: Run, files: None, conn: Connection, database: str) -> None:
     code, out, _ = run("pricing", "compile", "a.yaml", "--label", "by hand")
     assert code == 0
@@ -268,6 +296,7 @@ def test_publishing_tells_of_a_plan_that_has_gone(run: Run, shop: Connection) ->
         ("pricing compile .", ".: Is a directory"),
         ("pricing activate 9", "there is no pricing version 9"),
         ("pricing activate 99999999999", "there is no pricing version 99999999999"),
+        ("pricing unschedule 9", "there is no pricing version 9"),
         ("pricing diff 9", "there is no pricing version 9"),
         ("pricing diff missing.yaml", "missing.yaml: No such file"),
         ("pricing export nine", "a version is a number or `active`, not 'nine'"),
@@ -348,6 +377,8 @@ def test_a_database_without_ducto_pg_is_told_so(run: Run, files: None, empty: st
         "nonsense",
         "pricing",
         "pricing activate one",
+        "pricing activate 1 --at tomorrow",
+        "pricing unschedule",
         "pricing diff",
         "verify --x",
         "credit add ann 1.5",
@@ -382,7 +413,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["pricing", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("validate", "publish", "list", "activate", "diff", "export", "compile"))
+    names = ("validate", "publish", "list", "activate", "unschedule", "diff", "export", "compile")
+    assert all(name in out for name in names)
 
 
 def test_the_shipped_prices_compile(run: Run) -> None:

@@ -34,17 +34,24 @@ VERSIONS = [
         overrun="reject",
     ),
     Prices(
-        rates={"any": Decimal("0.5"), "gpt": Decimal("0.3")},
+        rates={"_default": Decimal(3), "any": Decimal("0.25"), "gpt": Decimal("0.15"), "gpt-4": Decimal("0.35")},
         jobs={"report": 3, "gift": 1},
-        plans={"free": Plan(6), "pro": Plan(12)},
+        plans={"free": Plan(6), "pro": Plan(12, {"gpt": Decimal("0.7")}, Decimal("0.5"))},
         default_plan="pro",
         min_balance=2,
         low_balance=0,
         rounding="half_up",
+        factor=Decimal(2),
     ),
 ]
 STARTS = ["2026-03-27T20:00", "2026-10-24T21:30", "2024-02-28T22:30", "2025-12-31T22:59:59.999999"]
-SQLSTATES = {"invalid_argument": "22023", "unknown_model": "DU003", "unknown_job": "DU004"}
+SQLSTATES = {
+    "invalid_argument": "22023",
+    "out_of_range": "22003",
+    "unknown_model": "DU003",
+    "unknown_job": "DU004",
+    "unknown_metric": "DU005",
+}
 BALANCES = ("balance", "balance_after", "new_balance", "team_balance_after")
 SIZES = [
     timedelta(**{unit: size})
@@ -56,8 +63,11 @@ select a.account_id, a.seq, b.revision, jsonb_build_array(b.balance, b.lifetime_
   b.credit_limit, p.plan_id, p.allowance_remaining),
   array[p.period_start, p.period_end],
   jsonb_build_array(k.capped, k.current_spend, k.cap_limit, k.action, k.model),
-  array(select row(l.expires_at at time zone 'UTC', l.remainder)::text from ducto_read.lots as l
-    where l.account_id = a.account_id and l.remainder > 0 order by l.expires_at, l.remainder),
+  jsonb_build_array(v.balance, v.held),
+  array(select row(l.expires_at at time zone 'UTC', l.remainder, n.remainder)::text
+    from ducto_private.credit_lots as l
+    join ducto_read.lots as n on n.lot_id = l.lot_id
+    where l.account_id = a.account_id and l.remainder > 0 order by l.expires_at, l.remainder, n.remainder),
   array(select jsonb_build_array(r.reservation_id, r.actor_id, r.status, r.amount, r.charged)
     from ducto.list_reservations(a.account_id, false, 1000) as r order by r.reservation_id),
   array(select jsonb_build_array(c.cap_type, c.model, c.limit, c.action, c.spent,
@@ -66,6 +76,7 @@ select a.account_id, a.seq, b.revision, jsonb_build_array(b.balance, b.lifetime_
   array(select jsonb_build_array(m.user_id, m.role, m.spend_cap, m.spend_cap_period, m.total_spent, m.spent)
     from ducto.get_team_members(a.account_id) as m order by 1)
 from ducto_private.accounts as a
+join ducto_read.accounts as v on v.account_id = a.account_id
 cross join lateral ducto.get_balance(a.account_id) as b
 cross join lateral ducto.check_allowance(a.account_id) as p
 cross join lateral ducto.check_spend_cap(a.account_id, 'gpt-4', 9) as k
@@ -73,7 +84,7 @@ cross join lateral ducto.check_spend_cap(a.account_id, 'gpt-4', 9) as k
 ROW = [
     "transaction_id", "type", "amount", "balance_after", "allowance_used", "allowance_lapsed", "cost", "carry_after",
     "actor_id", "model", "resolved_model", "reservation_id", "refers_to", "expires_at", "created_at",
-    "pricing_version", "plan_id",
+    "occurred_at", "pricing_version", "plan_id",
 ]  # fmt: skip
 TERMS = ["pricing_version", "plan_id"]
 ROWS = f"""
@@ -81,6 +92,15 @@ select {", ".join(f"t.{name}" + "::text" * name.endswith(("n_id", "_to")) for na
 from ducto_read.transactions as t
 where t.account_id = %s and t.seq > %s
 order by t.seq
+"""
+
+
+# Views see the tests' clock too.
+VIEWS = """
+select format('create or replace view %I.%I as %s', v.schemaname, v.viewname,
+  replace(v.definition, 'clock_timestamp()', 'ducto_private.clock()'))
+from pg_views as v
+where v.schemaname in ('ducto_private', 'ducto_read') and v.definition like '%clock_timestamp()%'
 """
 
 
@@ -93,6 +113,7 @@ class Pair:
         self.first: dict[tuple[str, str], Answer] = {}
         self.ids: dict[str, str] = {}
         self.seen: dict[str, tuple[int, int, int]] = {}
+        self.latest: dict[str, int] = {}
         self.revisions: dict[str, int] = {}
         self.keyed: list[tuple[str, dict[str, Any]]] = []
         self.model = Billing(ZONE, VERSIONS, datetime.fromisoformat(start).replace(tzinfo=UTC))
@@ -120,11 +141,11 @@ class Pair:
             expected = self.real(value)
             assert row[name] == expected, f"{name} is {row[name]!r}, not {expected!r}: {dict(row)}"
 
-    def ask(self, rpc: str, **arguments: Any) -> None:
-        """Ask both."""
+    def ask(self, rpc: str, as_asked: Mapping[str, Any] | None = None, /, **arguments: Any) -> None:
+        """Ask both; `as_asked` are the arguments of the first call that this one repeats, if they are not the same."""
         given = {name: value for name, value in arguments.items() if value is not None}
         self.story.append(f"{rpc}({', '.join(f'{name}={value!r}' for name, value in given.items())})")
-        if given.get("idempotency_key"):
+        if given.get("idempotency_key") and as_asked is None:
             self.keyed.append((rpc, given))
         call = Call(rpc, (), self.real(given))
         try:
@@ -134,13 +155,25 @@ class Pair:
             self.refuses(call, refused)
             return
         answers = told if isinstance(told, list) else [told]
-        for row, answer in zip(self.ledger.run(call), answers, strict=True):
+        for place, (row, answer) in enumerate(zip(self.ledger.run(call), answers, strict=True)):
+            if rpc == "deduct_batch":
+                self.shows_element(given["charges"][place], row, answer)
+                continue
             self.shows({"error": None} | answer, row)
-            if rpc not in ("deduct_batch", "release_reservation") and "idempotent" in answer:
-                first = self.first.setdefault((rpc, repr(given)), row)
+            if rpc != "release_reservation" and "idempotent" in answer:
+                first = self.first.setdefault((rpc, repr(as_asked or given)), row)
                 assert not row["idempotent"] or row == first | {"idempotent": True}, first
-            if answer.get("idempotent") is False and rpc != "deduct_batch" and "user_id" in given:
+            if answer.get("idempotent") is False and "user_id" in given:
                 self.revisions[given.get("team_id", given["user_id"])] = row["revision"]
+
+    def shows_element(self, element: Any, row: Mapping[str, Any], answer: Answer) -> None:
+        """A batch's answer to an element; a refusal has the revision of what went before."""
+        told = {name: value for name, value in answer.items() if name != "of"}
+        self.shows({"error": None} | told, row)
+        if "of" in answer:
+            self.shows({"revision": self.latest[answer["of"]] if answer["of"] else 0}, row)
+        elif row["error"] is None and not row["idempotent"]:
+            self.latest[element.get("team_id") or element["user_id"]] = row["revision"]
 
     def refuses(self, call: Call, refused: Refused) -> None:
         if refused.error in SQLSTATES:
@@ -151,6 +184,8 @@ class Pair:
         row = self.ledger.one(call)
         told = {"error": refused.error} | refused.told
         told |= {name: refused.told["balance"] for name in BALANCES if "balance" in refused.told}
+        if "of" in told:
+            told["revision"] = self.latest[told["of"]] if told["of"] else 0
         self.shows({name: value for name, value in told.items() if name in row}, row)
 
     def compare(self) -> None:
@@ -171,6 +206,7 @@ class Pair:
                     columns = [name for name in ROW if row.type == "usage" or name not in TERMS]
                     self.shows({name: getattr(row, name) for name in columns}, dict(zip(ROW, values, strict=True)))
             self.seen[name] = seq, revision, account.changes
+            self.latest[name] = revision
         self.revisions.clear()
         self.compare_events()
         assert self.ledger.violations() == []
@@ -183,13 +219,19 @@ class Pair:
         holds = [[hold.reservation_id, hold.actor_id, *shown(hold, now), hold.charged] for hold in account.holds]
         caps = [list(cap.values())[1:] for cap in self.model.list_spend_caps(name)]
         caps = [[*cap, f"{resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"] for *cap, resets_at in caps]
-        lots = [(lot.expires_at.astimezone(UTC), lot.remainder) for lot in account.lots if lot.remainder]
+        gone = {lot: lot.remainder - keeps for lot, keeps in account.due_lots(now)}
+        lots = [
+            (lot.expires_at.astimezone(UTC), lot.remainder, lot.remainder - gone.get(lot, 0))
+            for lot in account.lots
+            if lot.remainder
+        ]
         members = [list(member.values()) for member in self.model.get_team_members(name)]
         return [
             [*numbers, plan["plan_id"], plan["allowance_remaining"]],
             [plan["period_start"], plan["period_end"]],
             [exceeded[key] for key in ("capped", "current_spend", "cap_limit", "action", "model")],
-            [f'("{time:%Y-%m-%d %H:%M:%S}{fraction(time)}",{credits})' for time, credits in sorted(lots)],
+            [balance["balance"], balance["reserved"]],
+            [f'("{time:%Y-%m-%d %H:%M:%S}{fraction(time)}",{credits},{left})' for time, credits, left in sorted(lots)],
             sorted(self.real(holds)),
             sorted(caps, key=lambda cap: (cap[0], cap[1] or "")),
             members,
@@ -225,11 +267,28 @@ MEMBERS = ["ann"] * 5 + ["cat"] * 3 + ["bob"]
 KEYS = [None] * 17 + ["k", "l", "m"]
 PLACES = [0, 0, 0, 1, 1, 2, 3, 4, 5]
 NAMES = [None, None, "any", "gpt", "gpt-4", "scanner"]
+NOTHING = [{}, {"input_tokens": None}, {"input_tokens": 0, "output_tokens": Decimal("0.0")}, {"points": None}]
 POINTS = [Decimal(points) for points in ("0", "0.1", "0.5", "1", "2.25", "3", "7.5", "12", "30")]
 USAGES: list[dict[str, Any]] = [
     {"model": model, "points": points} for model in ("any", "gpt", "gpt-4") for points in POINTS
 ]
-USAGES += [{"model": "gpx", "points": Decimal(1)}]
+USAGES += [
+    {"model": "gpx", "points": Decimal(1)},
+    {"model": "any", "points": None},
+    {"model": "gpt", "input_tokens": 0, "output_tokens": None, "points": Decimal("7.5")},
+    {"model": None, "points": Decimal(0)},
+    {"model": "gpt-4-0613", "points": Decimal(3)},
+]
+BAD_USAGES = [{"model": "any", "points": Decimal(-1)}, {"model": "any", "point": Decimal(1)}]
+BAD_ELEMENTS: list[Any] = [
+    None, 7, "ann", [], {}, {"user_id": None, "amount": 1}, {"user_id": " ann", "amount": 1}, {"team_id": "crew", "amount": 1},
+    {"user_id": "ann"}, {"user_id": "ann", "amount": 1, "metrics": {"model": "any", "points": 1}},
+    {"user_id": "ann", "amount": "1"}, {"user_id": "ann", "amount": -1}, {"user_id": "bob", "amount": 1, "colour": 1},
+    {"user_id": "ann", "metrics": []}, {"user_id": "ann", "metrics": {"model": "any"}, "model": "any"},
+    {"user_id": "ann", "amount": 1, "idempotency_key": " "}, {"user_id": "new", "amount": -1}, {"user_id": "crew", "amount": -1},
+    {"user_id": "ann", "amount": 1, "final": "no"}, {"team_id": "crew", "user_id": "ann", "amount": 1, "job": "report"},
+    *({"user_id": "ann", "metrics": usage} for usage in BAD_USAGES),
+]  # fmt: skip
 TTLS = [1, 60, 600, 7200, 86400, 2592000, 2592000]
 LIVES = [None, 60, 600, 600, 7200, 86400, 3456000]
 FLOORS = [None, None, None, 0, 9]
@@ -257,7 +316,21 @@ THEMES: dict[str, dict[str, int]] = {
     "all": {},
     "lots": {
         "add": 6, "fall_due": 4, "burn_and_remove": 1, "charge_amount": 3, "hold_amount": 4, "settle_amount": 5,
-        "extend": 1, "release": 1, "refund": 5, "remove": 2, "remove_grant": 3, "sweep": 2, "limit": 1, "at_an_edge": 4,
+        "extend": 1, "release": 1, "refund": 5, "remove": 2, "remove_grant": 3, "sweep": 2, "read_at": 3, "limit": 1, "at_an_edge": 4,
+    },
+    "due": {
+        "add": 2, "fall_due": 3, "fall_due_in_steps": 5, "charge_amount": 2, "hold_amount": 2, "settle_amount": 4, "extend": 2,
+        "release": 4, "refund": 2, "remove": 1, "remove_grant": 1, "sweep": 2, "at_an_edge": 6, "later": 1, "read_at": 10,
+        "batch": 1, "clock_set_back": 1, "read": 1,
+    },
+    "prices": {
+        "add": 2, "charge": 6, "charge_job": 2, "hold": 4, "settle": 4, "activate": 2, "schedule": 6, "unschedule": 2, "plan": 4,
+        "later": 3, "at_an_edge": 5, "clock_set_back": 1, "cap": 1, "check_cap": 1, "batch": 2, "misuse": 1, "again_otherwise": 1,
+        "open": 2,
+    },
+    "batches": {
+        "add": 2, "batch": 12, "hold": 3, "hold_amount": 2, "again_otherwise": 4, "again": 1, "release": 1, "cap": 1, "later": 1,
+        "at_an_edge": 2, "team": 1, "member": 2, "fall_due": 1, "plan": 1, "activate": 1,
     },
     "refunds": {
         "add": 3, "charge_amount": 4, "burn_and_remove": 4, "batch": 1, "refund": 10, "refund_other": 1, "remove": 1,
@@ -393,6 +466,7 @@ class Caller:
         now = self.model.clock
         edges = [hold.expires_at for _, hold in self.holds() if hold.status == "active"]
         edges += [lot.expires_at for account in self.model.accounts.values() for lot in account.lots if lot.remainder]
+        edges += [at for _, at in self.model.activations if at]
         edges += [self.model.month(now)[1].astimezone(UTC), self.model.tomorrow(now).astimezone(UTC)]
         coming = sorted(edge for edge in edges if edge > now)
         self.pair.set_clock(coming[place % len(coming)] + timedelta(microseconds=micros))
@@ -406,6 +480,15 @@ class Caller:
     @step(1, version=[1, 2, 3])
     def activate(self, version: int) -> None:
         self.pair.ask("activate_pricing", version=version)
+
+    @step(1, version=[1, 2, 3], size=SIZES, back=[False] * 9 + [True])
+    def schedule(self, version: int, size: timedelta, back: bool) -> None:
+        """Prices that hold from a time to come on, or would from one that is past."""
+        self.pair.ask("activate_pricing", version=version, at=self.model.clock + (-size if back else size))
+
+    @step(1, version=[1, 2, 3])
+    def unschedule(self, version: int) -> None:
+        self.pair.ask("unschedule_pricing", version=version)
 
     @step(2, account=ACCOUNTS, plan=[None, "free", "pro", "gold"])
     def plan(self, account: str, plan: str | None) -> None:
@@ -438,6 +521,13 @@ class Caller:
     def remove_no_cap(self, account: str, kind: str) -> None:
         self.pair.ask("remove_spend_cap", user_id=account, cap_type=kind, model="none such")
 
+    @step(1, usage=USAGES, amount=AMOUNTS, how=range(4))
+    def open(self, usage: Answer, amount: int, how: int) -> None:
+        """A user seen for the first time is charged."""
+        user = f"new{len(self.model.accounts)}"
+        rpc = ["deduct", "reserve", "deduct_credits", "reserve_credits"][how]
+        self.pair.ask(rpc, user_id=user, **({"amount": self.amount(user, amount)} if how > 1 else {"metrics": usage}))
+
     @step(1, account=["new", "bob"])
     def read(self, account: str) -> None:
         self.pair.ask("get_balance", user_id=account)
@@ -453,12 +543,16 @@ class Caller:
                 for rpc in ("spend_by_user", "spend_by_model", "daily_spend", "top_users", "aggregate_stats"):
                     self.pair.ask(rpc, **window)
 
-    @step(2, account=[*ACCOUNTS, "new"], place=PLACES, micros=[-1, 0, 1])
-    def read_the_past(self, account: str, place: int, micros: int) -> None:
-        rows = self.rows("purchase", "usage", "refund", "expiry", "removal", "adjustment")
-        if rows:
-            at = pick(rows, place)[1].created_at + timedelta(microseconds=micros)
-            self.pair.ask("get_balance", user_id=account, at=at)
+    @step(3, account=[*ACCOUNTS, "new"], place=range(1000), micros=[-1, 0, 1], size=SIZES)
+    def read_at(self, account: str, place: int, micros: int, size: timedelta) -> None:
+        """The balance at a time at which something happened, or will, as far as can be known now."""
+        of = self.model.accounts.get(account)
+        times = [self.model.clock, self.model.clock + size]
+        if of:
+            times += [at for row in of.rows for at in (row.created_at, row.occurred_at) if at]
+            times += [lot.expires_at for lot in of.lots] * 2 + [hold.expires_at for hold in of.holds] * 2
+        at = times[place % len(times)] + timedelta(microseconds=micros)
+        self.pair.ask("get_balance", user_id=account, at=at)
 
     # Credits
 
@@ -477,6 +571,23 @@ class Caller:
         self.hold_amount("ann", held, None, None, TTLS[-1], None)
         self.pair.compare()
         self.pair.set_clock(self.model.clock + timedelta(seconds=60 + place, microseconds=micros))
+
+    @step(
+        1, amounts=[[10], [10, 7], [4, 8], [6, 6, 6]], held=[[5], [4, 3], [3, 8], [2, 9, 4]], late=SIZES, place=PLACES
+    )
+    def fall_due_in_steps(self, amounts: list[int], held: list[int], late: timedelta, place: int) -> None:
+        """Credits that several holds claim expire, and the holds end one after the other."""
+        for number, amount in enumerate(amounts):
+            self.add("ann", amount, "promotion", 60 + 40 * number, None)
+            self.pair.compare()
+        for number, amount in enumerate(held):
+            self.hold_amount("ann", amount, None, 0, 50 + self.seed.choice([0, 10, 60, 90, 700, 8000]), None)
+            self.pair.compare()
+            self.pair.set_clock(self.model.clock + timedelta(seconds=10 * (number == place)))
+        self.pair.set_clock(self.model.clock + self.seed.choice([late, timedelta(seconds=40), timedelta(seconds=70)]))
+        self.pair.compare()
+        if self.model.accounts.get("ann"):
+            self.read_at("ann", self.seed.randrange(1000), 0, late)
 
     @step(2, account=ACCOUNTS, amount=SOME, key=KEYS)
     def remove(self, account: str, amount: int, key: str | None) -> None:
@@ -554,6 +665,10 @@ class Caller:
         amount = self.amount(user, amount)
         self.pair.ask("deduct_credits", user_id=user, amount=amount, model=model, idempotency_key=key)
 
+    @step(1, user=USERS, usage=BAD_USAGES, hold=EITHER)
+    def misuse(self, user: str, usage: Answer, hold: bool) -> None:
+        self.pair.ask("reserve" if hold else "deduct", user_id=user, metrics=usage)
+
     @step(1, user=USERS, job=JOBS, key=KEYS)
     def charge_job(self, user: str, job: str, key: str | None) -> None:
         self.pair.ask("deduct_fixed", user_id=user, job_name=job, idempotency_key=key)
@@ -603,16 +718,22 @@ class Caller:
 
     @step(3)
     def batch(self) -> None:
-        """Charges, some of them settlements, and sometimes what was asked before under a key."""
-        elements = [self.element() for _ in range(self.seed.randint(0, 4))]
+        """Charges, some of them settlements, bad ones, and sometimes what was asked before under a key."""
+        elements: list[Any] = []
+        for _ in range(self.seed.choice([0, 1, 2, 3, 4, 4, 5, 8])):
+            keyed = [of for of in elements if isinstance(of, dict) and "idempotency_key" in of]
+            if keyed and self.seed.random() < 0.4:
+                elements.append(self.otherwise(self.seed.choice(keyed)))
+            else:
+                elements.append(self.element())
         self.pair.ask("deduct_batch", charges=elements)
-        single = [rpc_of(element) for element in elements if "idempotency_key" in element]
-        self.pair.keyed += [
-            (rpc, arguments) for rpc, arguments in single if "amount" not in arguments or arguments["amount"] >= 0
-        ]
+        single = [rpc_of(of) for of in elements if of not in BAD_ELEMENTS and "idempotency_key" in of]
+        self.pair.keyed += single
 
-    def element(self) -> dict[str, Any]:
+    def element(self) -> Any:
         choose = self.seed.choice
+        if self.seed.random() < 0.15:
+            return choose(BAD_ELEMENTS)
         again = [given for rpc, given in self.pair.keyed if rpc.startswith("deduct") and rpc != "deduct_fixed"]
         if again and choose(EITHER) and choose(EITHER):
             return dict(choose(again))
@@ -621,21 +742,46 @@ class Caller:
             who = {"team_id": "crew", "user_id": choose(MEMBERS)}
         what: dict[str, Any] = {"metrics": choose(USAGES)}
         if choose(EITHER):
-            what = {"amount": choose([*LIMITS, -1]), "model": choose(NAMES)}
+            what = {"amount": choose(LIMITS), "model": choose(NAMES)}
         if (found := self.hold_of(choose(PLACES))) and choose(EITHER):
             who = self.owner(*found) | {"reservation_id": found[1].reservation_id}
             what |= {"final": choose(EITHER)}
         elif "team_id" not in who and choose(USERS) == "crew":
             what = {"job": choose(JOBS)}
-        key = choose(KEYS)
-        element = {**who, **what, "idempotency_key": key}
+        element = {**who, **what, "idempotency_key": choose([*KEYS, *KEYS[-3:] * 4])}
         return {name: value for name, value in element.items() if value is not None}
+
+    def otherwise(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same request in other words, or once in a while another one."""
+        asked, choose = dict(given), self.seed.choice
+        if "metrics" in asked:
+            usage = {name: value for name, value in asked["metrics"].items() if value or choose(EITHER)}
+            asked["metrics"] = usage | {name: value for name, value in choose(NOTHING).items() if name not in usage}
+        if "type" in asked:
+            ttl = choose(LIVES)
+            asked["expires_at"] = ttl and self.model.clock + timedelta(seconds=ttl, days=60)
+        asked |= {name: choose(TTLS) for name in ("ttl_seconds",) if name in asked}
+        asked |= {name: choose(FLOORS) for name in ("min_balance",) if name in asked}
+        other = self.seed.random()
+        if other < 0.1 and "amount" in asked:
+            asked["amount"] += 1
+        elif other < 0.2 and "final" in asked:
+            asked["final"] = not asked["final"]
+        elif other < 0.2 and asked.get("metrics", {}).get("points"):
+            asked["metrics"] = asked["metrics"] | {"points": asked["metrics"]["points"] + 1}
+        return asked
 
     @step(3, place=PLACES)
     def again(self, place: int) -> None:
         if self.pair.keyed:
             name, arguments = pick(self.pair.keyed, place)
             self.pair.ask(name, **arguments)
+
+    @step(2, place=PLACES)
+    def again_otherwise(self, place: int) -> None:
+        if self.pair.keyed:
+            name, arguments = pick(self.pair.keyed, place)
+            self.pair.ask(name, arguments, **self.otherwise(arguments))
 
     # Teams
 
@@ -683,7 +829,10 @@ def ledger(server: Server, template_db: str) -> Iterator[Ledger]:
     with _database(server, template_db) as (_, dsn), psycopg.connect(dsn, autocommit=True) as conn:
         for prices in VERSIONS:
             CreditManager(conn).publish_pricing(prices.config(ZONE), activate=prices is VERSIONS[0])
-        yield Ledger(conn, Clock(conn))
+        clock = Clock(conn)
+        for query in conn.execute(VIEWS).fetchall():
+            conn.execute(query[0])
+        yield Ledger(conn, clock)
 
 
 def play(ledger: Ledger, theme: str, seed: int, steps: Sequence[int]) -> str | None:
