@@ -325,7 +325,7 @@ class Billing:
     def names(self, model: str | None, version: int, plan: str | None) -> Names:
         """A model as given and as resolved.
 
-        That is the longest of the plan's keys, else of the list's, that is the name or its beginning before a separator.
+        Of the plan's keys, else of the list's, it is the longest that is the name or its beginning before a separator.
         """
         name = model or ""
         for rates in self._rates(version, plan):
@@ -889,8 +889,8 @@ class Billing:
                 hold.end = (request, answer) if idempotency_key is None else None
         return self._remember(account, "ledger", idempotency_key, request, answer)
 
-    def deduct_batch(self, charges: list[dict[str, Any]]) -> list[Answer]:
-        return [self._element(dict(charge)) for charge in charges]
+    def deduct_batch(self, charges: list[Any]) -> list[Answer]:
+        return [self._element(charge) for charge in charges]
 
     def _element(self, charge: Any) -> Answer:
         """The single call that an element is; what fails of it is its error."""
@@ -1146,13 +1146,11 @@ class Billing:
     def get_balance(self, user_id: str, at: datetime | None = None) -> Answer:
         account = self.accounts.get(user_id)
         if at is not None:
-            told = {"balance": 0, "lifetime_purchased": 0, "reserved": None, "available": None}
-            if account is not None:
-                told["balance"] = sum(row.amount for row in account.rows if (row.occurred_at or row.created_at) <= at)
-                told["balance"] -= sum(amount for _, _, amount in account.expiries(at))
-                bought = [row.purchased_after for row in account.rows if row.created_at <= at]
-                told["lifetime_purchased"] = bought[-1] if bought else 0
-            return told
+            rows = account.rows if account else []
+            balance = sum(row.amount for row in rows if (row.occurred_at or row.created_at) <= at)
+            balance -= sum(amount for _, _, amount in account.expiries(at)) if account else 0
+            purchased = [0, *(row.purchased_after for row in rows if row.created_at <= at)][-1]
+            return {"balance": balance, "lifetime_purchased": purchased, "reserved": None, "available": None}
         if account is None:
             names = ("balance", "lifetime_purchased", "reserved", "available", "credit_limit")
             return {"user_id": user_id} | dict.fromkeys(names, 0)

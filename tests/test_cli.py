@@ -135,7 +135,9 @@ def test_prices_are_scheduled_and_taken_back(run: Run, files: None, database: st
     assert run("pricing", "unschedule", "1") == (0, "version 1 not scheduled any more\n", "")
     code, out, err = run("pricing", "unschedule", "1")
     assert (code, out) == (1, "")
-    assert err.startswith("ducto-pg: version 1 is not scheduled; ")
+    assert err.startswith(
+        "ducto-pg: version 1 is not scheduled (Only an activation with a time to come can be taken back"
+    )
     assert json.loads(run("pricing", "activate", "1", "--at", "2026-07-01", "--json")[1])["version"] == 1
     said = "ducto-pg: p_at must be a time to come, not 2026-01-01 00:00:00"
     assert run("pricing", "publish", "a.yaml", "--at", "2026-01-01")[2].startswith(said)

@@ -39,14 +39,16 @@ PROGRAMS = ("psql", "pg_dump", "curl")
 _TEAM = {"team_not_found", "not_a_member", "member_cap_exceeded"}
 _USER = {"account_not_found", "is_a_team"}
 _BATCH = {"invalid_argument", "unknown_model", "unknown_job", "unknown_metric", "formula_error", "out_of_range"}
+_HOLD = {"reservation_not_found", "reservation_not_active"}
 UNREACHABLE = {
-    "reserve": _TEAM,
-    "reserve_credits": _TEAM,
-    "reserve_team": _USER,
-    "reserve_team_credits": _USER,
+    "reserve": _TEAM | _BATCH | _HOLD,
+    "reserve_credits": _TEAM | _BATCH | _HOLD,
+    "reserve_team": _USER | _BATCH | _HOLD,
+    "reserve_team_credits": _USER | _BATCH | _HOLD,
+    "extend_reservation": _USER | _BATCH | {"team_not_found"},
     "deduct": _TEAM | _BATCH,
     "deduct_credits": _TEAM | _BATCH,
-    "deduct_fixed": _TEAM | _BATCH | {"reservation_not_found", "reservation_not_active"},
+    "deduct_fixed": _TEAM | _BATCH | _HOLD,
     "deduct_team": _USER | _BATCH,
     "deduct_team_credits": _USER | _BATCH,
 }

@@ -281,12 +281,13 @@ USAGES += [
 ]
 BAD_USAGES = [{"model": "any", "points": Decimal(-1)}, {"model": "any", "point": Decimal(1)}]
 BAD_ELEMENTS: list[Any] = [
-    None, 7, "ann", [], {}, {"user_id": None, "amount": 1}, {"user_id": " ann", "amount": 1}, {"team_id": "crew", "amount": 1},
-    {"user_id": "ann"}, {"user_id": "ann", "amount": 1, "metrics": {"model": "any", "points": 1}},
+    None, 7, "ann", [], {}, {"user_id": None, "amount": 1}, {"user_id": " ann", "amount": 1},
+    {"team_id": "crew", "amount": 1}, {"user_id": "ann"}, {"user_id": "ann", "amount": 1, "metrics": {"model": "any"}},
     {"user_id": "ann", "amount": "1"}, {"user_id": "ann", "amount": -1}, {"user_id": "bob", "amount": 1, "colour": 1},
     {"user_id": "ann", "metrics": []}, {"user_id": "ann", "metrics": {"model": "any"}, "model": "any"},
-    {"user_id": "ann", "amount": 1, "idempotency_key": " "}, {"user_id": "new", "amount": -1}, {"user_id": "crew", "amount": -1},
-    {"user_id": "ann", "amount": 1, "final": "no"}, {"team_id": "crew", "user_id": "ann", "amount": 1, "job": "report"},
+    {"user_id": "ann", "amount": 1, "idempotency_key": " "}, {"user_id": "new", "amount": -1},
+    {"user_id": "crew", "amount": -1}, {"user_id": "ann", "amount": 1, "final": "no"},
+    {"team_id": "crew", "user_id": "ann", "amount": 1, "job": "report"},
     *({"user_id": "ann", "metrics": usage} for usage in BAD_USAGES),
 ]  # fmt: skip
 TTLS = [1, 60, 600, 7200, 86400, 2592000, 2592000]
@@ -316,21 +317,22 @@ THEMES: dict[str, dict[str, int]] = {
     "all": {},
     "lots": {
         "add": 6, "fall_due": 4, "burn_and_remove": 1, "charge_amount": 3, "hold_amount": 4, "settle_amount": 5,
-        "extend": 1, "release": 1, "refund": 5, "remove": 2, "remove_grant": 3, "sweep": 2, "read_at": 3, "limit": 1, "at_an_edge": 4,
+        "extend": 1, "release": 1, "refund": 5, "remove": 2, "remove_grant": 3, "sweep": 2, "limit": 1, "at_an_edge": 4,
+        "read_at": 3,
     },
     "due": {
-        "add": 2, "fall_due": 3, "fall_due_in_steps": 5, "charge_amount": 2, "hold_amount": 2, "settle_amount": 4, "extend": 2,
-        "release": 4, "refund": 2, "remove": 1, "remove_grant": 1, "sweep": 2, "at_an_edge": 6, "later": 1, "read_at": 10,
-        "batch": 1, "clock_set_back": 1, "read": 1,
+        "add": 2, "fall_due": 3, "fall_due_in_steps": 5, "charge_amount": 2, "hold_amount": 2, "settle_amount": 4,
+        "extend": 2, "release": 4, "refund": 2, "remove": 1, "remove_grant": 1, "sweep": 2, "at_an_edge": 6, "later": 1,
+        "read_at": 10, "batch": 1, "clock_set_back": 1,
     },
     "prices": {
-        "add": 2, "charge": 6, "charge_job": 2, "hold": 4, "settle": 4, "activate": 2, "schedule": 6, "unschedule": 2, "plan": 4,
-        "later": 3, "at_an_edge": 5, "clock_set_back": 1, "cap": 1, "check_cap": 1, "batch": 2, "misuse": 1, "again_otherwise": 1,
-        "open": 2,
+        "add": 2, "charge": 6, "charge_job": 2, "hold": 4, "settle": 4, "activate": 2, "schedule": 6, "unschedule": 2,
+        "plan": 4, "later": 3, "at_an_edge": 5, "clock_set_back": 1, "cap": 1, "check_cap": 1, "batch": 2, "misuse": 1,
+        "again_otherwise": 1, "open": 2,
     },
     "batches": {
-        "add": 2, "batch": 12, "hold": 3, "hold_amount": 2, "again_otherwise": 4, "again": 1, "release": 1, "cap": 1, "later": 1,
-        "at_an_edge": 2, "team": 1, "member": 2, "fall_due": 1, "plan": 1, "activate": 1,
+        "add": 2, "batch": 12, "hold": 3, "hold_amount": 2, "again_otherwise": 4, "again": 1, "release": 1, "cap": 1,
+        "later": 1, "at_an_edge": 2, "team": 1, "member": 2, "fall_due": 1, "plan": 1, "activate": 1,
     },
     "refunds": {
         "add": 3, "charge_amount": 4, "burn_and_remove": 4, "batch": 1, "refund": 10, "refund_other": 1, "remove": 1,
@@ -525,8 +527,8 @@ class Caller:
     def open(self, usage: Answer, amount: int, how: int) -> None:
         """A user seen for the first time is charged."""
         user = f"new{len(self.model.accounts)}"
-        rpc = ["deduct", "reserve", "deduct_credits", "reserve_credits"][how]
-        self.pair.ask(rpc, user_id=user, **({"amount": self.amount(user, amount)} if how > 1 else {"metrics": usage}))
+        asked: dict[str, Any] = {"amount": self.amount(user, amount)} if how > 1 else {"metrics": usage}
+        self.pair.ask(["deduct", "reserve", "deduct_credits", "reserve_credits"][how], user_id=user, **asked)
 
     @step(1, account=["new", "bob"])
     def read(self, account: str) -> None:

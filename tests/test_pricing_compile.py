@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from math import ceil
 from random import Random
 from typing import Any
 
@@ -39,7 +40,7 @@ def database_price(
     return answer(conn, query, [version, plan, exactjson.dumps(usage)])
 
 
-def answer(conn: Connection, query: str, values: Sequence[Any]) -> list[str | None]:
+def answer(conn: Connection, query: str, values: Sequence[Any]) -> list[Any]:
     """The row that a query answers, or the SQLSTATE, the message and the hint."""
     try:
         row = conn.execute(query.encode(), values).fetchone()
@@ -584,7 +585,7 @@ def odd_usage(pick: Random, models: Sequence[str], counts: Sequence[str]) -> dic
     return {key: value for key, value in usage.items() if pick.random() > 0.02}
 
 
-def charge(conn: Connection, user: str, usage: str) -> list[str | None]:
+def charge(conn: Connection, user: str, usage: str) -> list[Any]:
     """Model and cost as text of a charge that is then undone, or the SQLSTATE, the message and the hint."""
     with conn.transaction(force_rollback=True):
         charged = answer(conn, "select d.error, d.transaction_id from ducto.deduct(%s, %s::jsonb) as d", [user, usage])
@@ -592,6 +593,16 @@ def charge(conn: Connection, user: str, usage: str) -> list[str | None]:
             return charged
         query = "select t.resolved_model, t.cost::text from ducto.get_transaction(%s) as t"
         return answer(conn, query, charged[1:])
+
+
+def hold(conn: Connection, user: str, usage: str) -> list[Any]:
+    """What is held of a usage, and by which model, or the SQLSTATE, the message and the hint."""
+    with conn.transaction(force_rollback=True):
+        held = answer(conn, "select h.error, h.reservation_id from ducto.reserve(%s, %s::jsonb) as h", [user, usage])
+        if held[0] is not None:
+            return held
+        query = "select r.resolved_model, r.held from ducto_private.reservations as r where r.reservation_id = %s"
+        return answer(conn, query, held[1:])
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -615,6 +626,8 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
         query = "select c.resolved_model, c.total::text from ducto.calculate_cost(%s::jsonb, %s) as c"
         quoted = answer(conn, query, [usage, user])
         assert charge(conn, user, usage) == quoted, (data, user)
+        held = [quoted[0], ceil(Decimal(quoted[1]))] if len(quoted) == 2 else quoted
+        assert hold(conn, user, usage) == held, (data, user)
         if len(expected) == len(PARTS) + 1:
             assert quoted == [expected[0], expected[-1]], (data, user)
             costs.add(expected[-1])
