@@ -5,10 +5,12 @@
 
 Yardsticks: pgbench's own `simple-update` (three statements in a transaction: five round trips); one call of a bare
 function that updates one row and inserts one, in small tables of its own; and the same in ducto_pg's tables, what a
-charge would cost without price or rule.
+charge would cost without price or rule. Where the machine is not quiet, `benchmarks/instructions.py` counts
+instructions.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import time
@@ -21,33 +23,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
+from common import ROWS_FUNCTION, USAGE, Connection, open_accounts, publish, start
 from rollups import compare
 
 import ducto_pg
-from ducto_pg import embedded, servers
-from ducto_pg.embedded import Server
 
 # Durable commits as PostgreSQL does them by default; no checkpoint falls into somebody's round.
 SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "max_connections": "50"}
-USAGE = '{"model": "gpt-4o-2024-08-06", "input_tokens": 1001, "output_tokens": 100, "cache_read_tokens": 512}'
-FORMULA = "(input_tokens - cache_read_tokens) * 0.0025 + cache_read_tokens * 0.00125 + output_tokens * 0.01"
-
-PLANS = {"free": {"id": "free", "name": "Free", "free_allowance": 5}}
 CHARGE = r"""
 \set account random(1, :accounts)
 \set key random(1, 1000000000000000)
-select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key);
+select * from ducto.deduct(:kind || '-' || :account, :usage, 'request-' || :key);
 """
-PLANNED = CHARGE.replace("account-", "planned-")
 HELD = r"""
 \set account random(1, :accounts)
 \set key random(1, 1000000000000000)
-select reservation_id from ducto.reserve('account-' || :account, :usage, p_idempotency_key => 'request-' || :key) \gset
-select * from ducto.deduct('account-' || :account, :usage, 'request-' || :key, null, :reservation_id);
+select reservation_id
+from ducto.reserve(:kind || '-' || :account, :usage, p_idempotency_key => 'request-' || :key) \gset
+select * from ducto.deduct(:kind || '-' || :account, :usage, 'request-' || :key, null, :reservation_id);
 """
 BARE = r"""
 \set account random(1, :accounts)
-select bench_charge('account-' || :account, :usage);
+select bench_charge('plain-' || :account, :usage);
 """
 BARE_TABLES = """
 create table bench_account (account_id text primary key, balance bigint not null) with (fillfactor = 60);
@@ -57,7 +54,7 @@ create table bench_log (
   amount bigint not null,
   usage jsonb,
   created_at timestamptz not null default clock_timestamp());
-insert into bench_account select 'account-' || i, 1000000000 from generate_series(1, %(accounts)s) as i;
+insert into bench_account select 'plain-' || i, 1000000000 from generate_series(1, %(accounts)s) as i;
 create function bench_charge(p_account_id text, p_usage jsonb) returns bigint language plpgsql as $$
 declare
   v_balance bigint;
@@ -74,26 +71,22 @@ $$;
 ROWS = r"""
 \set account random(1, :accounts)
 \set key random(1, 1000000000000000)
-select bench_rows('account-' || :account, :usage, 'request-' || :key);
+select bench_rows('plain-' || :account, :usage, 'request-' || :key);
 """
-ROWS_FUNCTION = """
-create function bench_rows(p_account_id text, p_usage jsonb, p_key text) returns bigint language plpgsql as $$
-declare
-  v_balance bigint;
-  v_seq bigint;
-  v_revision bigint;
-begin
-  update ducto_private.accounts as a
-  set balance = a.balance - 1, seq = a.seq + 1, revision = a.revision + 1, changed_at = clock_timestamp()
-  where a.account_id = p_account_id
-  returning a.balance, a.seq, a.revision into v_balance, v_seq, v_revision;
-  insert into ducto_private.transactions (transaction_id, seq, amount, balance_after, allowance_used, revision,
-    created_at, pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, idempotency_key)
-  values (ducto_private.new_id(), v_seq, -1, v_balance, 0, v_revision,
-    clock_timestamp(), 1, p_account_id, 'usage', 0, 1, p_usage, 'gpt-4o-2024-08-06', 'gpt-4o', p_key);
-  return v_balance;
-end
+BATCH = r"""
+\set key random(1, 1000000000000000)
+select count(*) from ducto.deduct_batch(bench_elements('planned-1', :usage, :key));
+"""
+ELEMENTS = """
+create function bench_elements(p_account_id text, p_usage jsonb, p_key bigint) returns jsonb language sql stable as $$
+  select jsonb_agg(jsonb_build_object('user_id', p_account_id, 'metrics', p_usage,
+    'idempotency_key', 'batch-' || p_key || '-' || i)) from generate_series(1, 100) as i
 $$;
+"""
+MANY = """
+select count(*), count(error) from ducto.deduct_batch((
+  select jsonb_agg(jsonb_build_object('user_id', 'planned-' || (1 + i %% 3), 'metrics', %(usage)s::jsonb,
+    'idempotency_key', 'many-' || i)) from generate_series(1, 10000) as i))
 """
 LOOP = """
 do $$
@@ -131,14 +124,13 @@ CHARGE_CAPPED = r"""
 \set key random(1, 1000000000000000)
 select * from ducto.deduct('capped-{charges}', :usage, 'request-' || :key);
 """
-OF_ONE = "select count(*) from ducto_private.transactions where account_id = 'account-1' and type = 'usage'"
-
-Connection = psycopg.Connection[tuple[Any, ...]]
+OF_ONE = "select count(*) from ducto_private.transactions where account_id = 'plain-1' and type = 'usage'"
 
 
 def main() -> None:
     parts: dict[str, Callable[[Bench], None]] = {
         "charges": charges,
+        "cpu": cpu,
         "hot": hot,
         "caps": caps,
         "prices": prices,
@@ -167,18 +159,15 @@ class Bench:
     def __init__(self, stack: ExitStack, options: argparse.Namespace) -> None:
         self.options = options
         self.folder = Path(stack.enter_context(TemporaryDirectory()))
-        self.server = stack.enter_context(_server())
+        self.server = stack.enter_context(start(SETTINGS))
         self.program = str((self.server.bindir or Path()) / "pgbench")
         self.conn: Connection = stack.enter_context(psycopg.connect(self.server.dsn(), autocommit=True))
         print(f"{self.server.origin}, fsync {self.setting('fsync')}, {options.clients} clients, -M prepared")
         ducto_pg.setup(self.conn).or_raise()
         publish(self.conn, 10)
         self.conn.execute(BARE_TABLES % {"accounts": options.accounts})
-        self.conn.execute(ROWS_FUNCTION)
-        self.conn.execute(
-            "select ducto.add_credits('account-' || i, 1000000000000) from generate_series(1, %s) as i",
-            [options.accounts],
-        )
+        self.conn.execute(ROWS_FUNCTION + ELEMENTS)
+        open_accounts(self.conn, options.accounts)
 
     def script(self, text: str) -> str:
         """The name of a file with this text."""
@@ -194,51 +183,55 @@ class Bench:
         assert row
         return row[0]
 
-    def pgbench(self, *arguments: str, seconds: int | None = None, accounts: int | None = None) -> Decimal:
-        """Transactions per second of one round."""
+    def pgbench(
+        self, *arguments: str, seconds: int | None = None, accounts: int | None = None, clients: int | None = None
+    ) -> Decimal:
+        """Transactions per second of one round; with `clients` given, commits do not wait for the disk."""
         options = self.options
-        command = [self.program, "-n", "-M", "prepared", f"-c{options.clients}", "-j2", *arguments]
+        command = [self.program, "-n", "-M", "prepared", f"-c{clients or options.clients}", "-j2", *arguments]
         command += [f"-T{seconds or options.seconds}", "-D", f"accounts={accounts or options.accounts}"]
         command += ["-D", f"usage={USAGE}", self.server.dsn()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = os.environ | ({"PGOPTIONS": "-c synchronous_commit=off"} if clients else {})
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         found = re.search(r"tps = ([\d.]+)", done.stdout)
         if done.returncode or not found:
             raise SystemExit(f"pgbench failed: {done.stderr}")
         return Decimal(found[1])
 
-    def turns(self, rivals: dict[str, list[str]], *, accounts: int | None = None) -> dict[str, Decimal]:
+    def turns(
+        self, rivals: dict[str, list[str]], *, accounts: int | None = None, clients: int | None = None
+    ) -> dict[str, Decimal]:
         """The median rate of each rival; each round runs all of them, after one that does not count."""
         rates: dict[str, list[Decimal]] = {name: [] for name in rivals}
         for arguments in rivals.values():
-            self.pgbench(*arguments, seconds=2, accounts=accounts)
+            self.pgbench(*arguments, seconds=2, accounts=accounts, clients=clients)
         for _ in range(self.options.rounds):
             for name, arguments in rivals.items():
-                rates[name].append(self.pgbench(*arguments, accounts=accounts))
+                rates[name].append(self.pgbench(*arguments, accounts=accounts, clients=clients))
         for name, found in rates.items():
             rounds = "  ".join(f"{rate:>8,.0f}" for rate in found)
             print(f"  {name:<24}{median(found):>8,.0f}/s   rounds: {rounds}")
         return {name: median(found) for name, found in rates.items()}
 
 
+def _of(bench: "Bench", script: str, kind: str) -> list[str]:
+    return ["-D", f"kind={kind}", "-f", bench.script(script)]
+
+
 def charges(bench: Bench) -> None:
-    """Charges on many accounts, and what they take on disk."""
-    bench.conn.execute(
-        "select ducto.set_user_plan(a.user_id, 'free') from generate_series(1, %s) as i,"
-        " ducto.add_credits('planned-' || i, 1000000000000) as a",
-        [bench.options.accounts],
-    )
-    print(f"\nCharges: ducto.deduct by usage (jsonb) and key, {bench.options.accounts:,} accounts")
+    """Durable charges on many accounts, and what they take on disk."""
+    print(f"\nCharges: ducto.deduct by usage (jsonb) and key, {bench.options.accounts:,} accounts, durable commits")
     command = [bench.program, "-i", "-q", f"-s{bench.options.scale}", bench.server.dsn()]
     subprocess.run(command, capture_output=True, check=True)
     size, rows = _ledger(bench)
     rates = bench.turns(
         {
             "simple-update": ["-b", "simple-update"],
-            "ducto.deduct": ["-f", bench.script(CHARGE)],
+            "ducto.deduct": _of(bench, CHARGE, "plain"),
             "its two rows alone": ["-f", bench.script(ROWS)],
             "bare function": ["-f", bench.script(BARE)],
-            "deduct on a plan": ["-f", bench.script(PLANNED)],
-            "reserve, then deduct": ["-f", bench.script(HELD)],
+            "deduct on a plan": _of(bench, CHARGE, "planned"),
+            "reserve, then deduct": _of(bench, HELD, "plain"),
         }
     )
     for rival in ("simple-update", "its two rows alone", "bare function"):
@@ -247,12 +240,39 @@ def charges(bench: Bench) -> None:
         print(f"  {other + ' / ducto.deduct':<40}{rates[other] / rates['ducto.deduct']:>4.2f}")
     new_size, new_rows = _ledger(bench)
     print(f"  {'bytes per charge':<24}{(new_size - size) // (new_rows - rows):>8}   rows, indexes, usage and key")
+    print(f"  {'with a UUID as key':<24}{_bytes_with_uuid(bench):>8}")
+
+
+def cpu(bench: Bench) -> None:
+    """What a charge costs the processor, as a share of its two rows alone: commits do not wait for the disk."""
+    print("\nProcessor: synchronous_commit off, 2 clients; shares of its two rows alone in the same run")
+    rates = bench.turns(
+        {
+            "its two rows alone": ["-f", bench.script(ROWS)],
+            "plain account": _of(bench, CHARGE, "plain"),
+            "on a plan": _of(bench, CHARGE, "planned"),
+            "plan, two caps": _of(bench, CHARGE, "capped"),
+            "of it hold + settlement": _of(bench, HELD, "capped"),
+        },
+        clients=2,
+    )
+    for name in list(rates)[1:]:
+        print(f"  {name:<40}{rates[name] / rates['its two rows alone']:>4.2f}")
+    rates = bench.turns(
+        {"single, one account": _of(bench, CHARGE, "planned"), "batches of 100": ["-f", bench.script(BATCH)]},
+        accounts=1,
+        clients=1,
+    )
+    print(f"  {'charge in a batch / single':<40}{100 * rates['batches of 100'] / rates['single, one account']:>4.2f}")
+    started = time.perf_counter_ns()
+    found = bench.conn.execute(MANY, {"usage": USAGE}).fetchone()
+    print(f"  10,000 elements over 3 accounts {Decimal(time.perf_counter_ns() - started) / 10**9:>8.2f} s   {found}")
 
 
 def hot(bench: Bench) -> None:
     """All sessions charge one account."""
     print("\nOne hot account")
-    rivals = {"ducto.deduct": ["-f", bench.script(CHARGE)], "bare function": ["-f", bench.script(BARE)]}
+    rivals = {"ducto.deduct": _of(bench, CHARGE, "plain"), "bare function": ["-f", bench.script(BARE)]}
     rates = bench.turns(rivals, accounts=1)
     print(f"  {'deduct / bare function':<24}{rates['ducto.deduct'] / rates['bare function']:>8.2f}")
     print(f"  {'charges of the account':<24}{bench.value(OF_ONE):>8,}")
@@ -276,21 +296,25 @@ def caps(bench: Bench) -> None:
 
 
 def prices(bench: Bench) -> None:
-    """Prices with few and with many models."""
+    """Prices with few and with many models, and what publishing them takes."""
     print("\nPrices: ducto.calculate_cost")
     few, many = 10, 2500
     calls: dict[int, list[Decimal]] = {few: [], many: []}
-    firsts: dict[int, list[Decimal]] = {few: [], many: []}
     for _ in range(max(3, bench.options.rounds)):
         for models in (few, many):
             publish(bench.conn, models)
-            firsts[models].append(_first_call(bench))
             bench.conn.execute(LOOP.format(models=models, calls=20_000))
             calls[models].append(Decimal(bench.setting("bench.us")))
     for models in (few, many):
-        print(f"  {f'{models:,} models':<24}{median(calls[models]):>8.2f} us in the server", end="")
-        print(f", first call of a session {median(firsts[models]):.1f} ms (worst {max(firsts[models]):.1f})")
+        print(f"  {f'{models:,} models':<24}{median(calls[models]):>8.2f} us in the server")
     print(f"  {f'{many:,} / {few} models':<24}{median(calls[many]) / median(calls[few]):>8.2f}")
+    for models, shapes in ((2500, 1), (1466, 25), (400, 400)):
+        started = time.perf_counter_ns()
+        publish(bench.conn, models, shapes)
+        taken = Decimal(time.perf_counter_ns() - started) / 10**9
+        firsts = [_first_call(bench) for _ in range(9)]
+        print(f"  {models:,} models, {shapes} formulas: published in {taken:.2f} s, first call of a session", end="")
+        print(f" {median(firsts):.1f} ms (worst {max(firsts):.1f})")
 
 
 def statistics(bench: Bench) -> None:
@@ -302,16 +326,8 @@ def _first_call(bench: Bench) -> Decimal:
     with psycopg.connect(bench.server.dsn(), autocommit=True) as session:
         session.execute("select 1")
         started = time.perf_counter_ns()
-        session.execute("select * from ducto.calculate_cost(%s)", [USAGE])
+        session.execute("select * from ducto.deduct('plain-1', %s)", [USAGE])
         return Decimal(time.perf_counter_ns() - started) / 1_000_000
-
-
-def publish(conn: Connection, models: int) -> None:
-    """Publish and activate a config of so many models, `gpt-4o` among them."""
-    formulas = {"gpt-4o": FORMULA}
-    for number in range(1, models):
-        formulas[f"vendor-{number % 50}/model-{number}"] = FORMULA.replace("0.01", f"0.01{number:04}")
-    ducto_pg.CreditManager(conn).publish_pricing({"models": formulas, "plans": PLANS})
 
 
 def _ledger(bench: Bench) -> tuple[int, int]:
@@ -319,9 +335,16 @@ def _ledger(bench: Bench) -> tuple[int, int]:
     return size, bench.value("select count(*) from ducto_private.transactions")
 
 
-def _server() -> Server:
-    local = [bindir for bindir in servers.local_binaries() if (bindir / "pgbench").exists()]
-    return embedded.start(*local[:1], settings=SETTINGS)
+def _bytes_with_uuid(bench: Bench) -> int:
+    """Bytes of a charge with a UUID as its key, in a ledger of its own."""
+    before = _ledger(bench)
+    bench.conn.execute(
+        "select ducto.deduct('plain-' || (1 + i %% %s), %s, gen_random_uuid()::text)"
+        " from generate_series(1, 50000) as i",
+        [bench.options.accounts, USAGE],
+    )
+    after = _ledger(bench)
+    return (after[0] - before[0]) // (after[1] - before[1])
 
 
 if __name__ == "__main__":

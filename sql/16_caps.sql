@@ -143,6 +143,9 @@ as $$
 declare
   v_account_id constant text := p_check.caps[1].account_id;
 begin
+  if v_account_id is null then
+    return false;
+  end if;
   if p_check.moved then
     update ducto_private.spend_caps as s
     set spent = c.spent, window_date = c.window_date

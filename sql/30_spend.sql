@@ -237,10 +237,11 @@ begin
         -- The hold that is settled or extended, and the member
         if v_ask.reservation_id is not null then
           v_admits := v_ask.does = 'extend';
+          v_id := ducto_private.to_id(v_ask.reservation_id);
           select r.*
           into v_hold
           from ducto_private.reservations as r
-          where r.reservation_id = ducto_private.to_id(v_ask.reservation_id) and r.account_id = p_account_id;
+          where r.reservation_id = v_id and r.account_id = p_account_id;
           if not found or not v_admits and v_hold.actor_id is distinct from v_ask.actor_id then
             v_error := 'reservation_not_found';
           elsif v_admits then
@@ -436,7 +437,7 @@ begin
         end if;
         v_written := true;
         if v_account.caps > 0 or v_actor is not null then
-          if v_account.caps > 0 and ducto_private.count_caps(v_check, v_debit, v_now) then
+          if (v_debit > 0 or v_check.tells) and ducto_private.count_caps(v_check, v_debit, v_now) then
             v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
           end if;
           if v_ask.does = 'charge' and v_actor is not null and ducto_private.count_member(v_member, v_now, v_tariff.timezone, v_debit, v_now) then
