@@ -108,25 +108,6 @@ comment on table ducto_private.activations is 'Which version prices when, who sa
 comment on column ducto_private.activations.starts_at is '-infinity where it holds from its commit on.';
 comment on column ducto_private.activations.ends_at is 'It is active from starts_at until before this, if that is later; -infinity once it was taken back.';
 
--- What a charge needs of a version, for accounts on a plan: terms, and the composed price of a model.
-create type ducto_private.tariff as (
-  version integer,
-  rounding text,
-  overrun text,
-  timezone text,
-  min_balance bigint,
-  low_balance bigint,
-  free_allowance bigint,
-  factor numeric,
-  fields text[],
-  key text,
-  formula_id bigint,
-  rates numeric[],
-  prefixes text[],
-  default_id bigint,
-  default_rates numeric[]
-);
-
 -- The exact price of a usage, by part.
 create type ducto_private.quote as (
   version integer,

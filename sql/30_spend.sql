@@ -113,7 +113,8 @@ declare
   v_ask ducto_private.ask;
   v_priced text;
   v_reusable boolean;
-  v_tariff ducto_private.tariff;
+  v_terms ducto_private.terms;
+  v_price ducto_private.prices;
   v_charges ducto.deduction_result[];
   v_holds ducto.reserve_result[];
 begin
@@ -160,7 +161,7 @@ begin
       v_hold ducto_private.reservations;
       v_held bigint;
       v_member ducto_private.team_members;
-      v_plan text := v_account.plan_id;
+      v_plan text := coalesce(v_account.plan_id, '');
       v_model text := coalesce(v_ask.model, v_ask.usage ->> 'model');
       v_at integer;
       v_cost numeric;
@@ -257,7 +258,7 @@ begin
             v_error := 'reservation_not_active';
           else
             v_at := v_hold.pricing_version;
-            v_plan := v_hold.plan_id;
+            v_plan := coalesce(v_hold.plan_id, '');
             v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
           end if;
           exit decide when v_error is not null;
@@ -274,61 +275,63 @@ begin
           end if;
         end if;
 
-        -- The price: terms and the model's price in one statement, lest two versions mix; in a batch those of the element
+        -- The price: which version, its terms and its price of the model, which never change. In a batch those of the element
         -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
         if (v_reusable and v_priced = v_model and v_at is null) is not true then
-          select t.version, t.rounding, t.overrun, t.timezone, t.min_balance, t.low_balance, t.free_allowance, t.factor,
-            case when t.overrides is null then t.fields end, p.key, p.composed_id, p.composed_rates, p.prefixes, t.default_id,
-            t.default_rates
-          into v_tariff
+          if v_at is null then
+            select a.version
+            into v_at
+            from ducto_private.activations as a
+            where a.starts_at <= v_now and a.ends_at > v_now;
+            if v_opens then
+              v_at := v_opening.version;
+            end if;
+          end if;
+          select t.*
+          into v_terms
           from ducto_private.terms as t
-          left join lateral (
-            select m.key, m.composed_id, m.composed_rates, m.prefixes
-            from ducto_private.prices as m
-            where m.version = t.version and m.section = 'models' and m.key <= v_model
-            order by m.key desc
-            limit 1
-          ) as p on true
-          where t.plan_id = coalesce(v_plan, '')
-            and t.version = coalesce(v_at, v_opening.version, (
-              select a.version
-              from ducto_private.activations as a
-              where a.starts_at <= v_now and a.ends_at > v_now));
+          where t.plan_id = v_plan and t.version = v_at;
+          select p.*
+          into v_price
+          from ducto_private.prices as p
+          where p.version = v_at and p.section = 'models' and p.key <= v_model
+          order by p.key desc
+          limit 1;
           -- serves(), in place
-          if (v_tariff.key = v_model or v_tariff.key <> '_default' and starts_with(v_model, v_tariff.key)
-            and strpos('-@:/_', substr(v_model, length(v_tariff.key) + 1, 1)) > 0) is not true
+          if (v_price.key = v_model or v_price.key <> '_default' and starts_with(v_model, v_price.key)
+            and strpos('-@:/_', substr(v_model, length(v_price.key) + 1, 1)) > 0) is not true
           then
-            v_tariff.key := null;
-            v_tariff.formula_id := case when v_tariff.prefixes is null then v_tariff.default_id end;
-            v_tariff.rates := v_tariff.default_rates;
+            v_price.composed_id := case when v_price.prefixes is null then v_terms.default_id end;
+            v_price.composed_rates := v_terms.default_rates;
+            v_price.key := null;
           end if;
           if v_ask.batched then
             v_priced := v_model;
-            v_reusable := v_at is null;
+            v_reusable := v_admits;
           end if;
         end if;
-        if v_tariff.formula_id is not null and v_ask.usage - v_tariff.fields = '{}' then
-          v_cost := greatest(0, ducto_private.evaluate(v_tariff.formula_id, v_ask.usage, v_tariff.rates) * v_tariff.factor);
+        if v_price.composed_id is not null and v_terms.overrides is null and v_ask.usage - v_terms.fields = '{}' then
+          v_cost := greatest(0, ducto_private.evaluate(v_price.composed_id, v_ask.usage, v_price.composed_rates) * v_terms.factor);
         end if;
         if v_cost is null or v_cost > 9223372036854775807 then
           v_reusable := false;
-          if v_tariff.version is null then
-            perform ducto_private.find_terms(null, v_plan, v_now);
+          if v_terms.version is null then
+            v_terms := ducto_private.find_terms(null, v_plan, v_now);
           end if;
           begin
             if v_ask.amount is not null then
               v_cost := v_ask.amount;
               if v_admits and v_ask.does = 'extend' then
-                v_tariff.key := v_hold.resolved_model;
+                v_price.key := v_hold.resolved_model;
               elsif v_model is not null then
-                v_tariff.key := (ducto_private.find_model(ducto_private.find_terms(v_tariff.version, v_plan, v_now), v_model)).key;
+                v_price.key := (ducto_private.find_model(v_terms, v_model)).key;
               end if;
             elsif v_ask.job is not null then
-              v_cost := ducto_private.job_price(v_tariff.version, v_ask.job);
+              v_cost := ducto_private.job_price(v_terms.version, v_ask.job);
             else
-              v_quote := ducto_private.price(ducto_private.find_terms(v_tariff.version, v_plan, v_now), v_ask.usage);
+              v_quote := ducto_private.price(v_terms, v_ask.usage);
               v_cost := v_quote.cost;
-              v_tariff.key := v_quote.resolved_model;
+              v_price.key := v_quote.resolved_model;
             end if;
           exception when others then
             v_error := ducto_private.batch_error(sqlstate);
@@ -341,14 +344,14 @@ begin
 
         -- Cost to credits, and what the allowance pays of them
         v_amount := case
-          when v_ask.does <> 'charge' or v_tariff.rounding = 'up' then ceil(v_cost)
-          when v_tariff.rounding = 'carry' then floor(v_account.carry + v_cost)
-          when v_tariff.rounding = 'down' then floor(v_cost)
+          when v_ask.does <> 'charge' or v_terms.rounding = 'up' then ceil(v_cost)
+          when v_terms.rounding = 'carry' then floor(v_account.carry + v_cost)
+          when v_terms.rounding = 'down' then floor(v_cost)
           else floor(v_cost + 0.5) end;
         if not v_admits then
           -- A settlement has the account's present allowance.
           select t.free_allowance, t.low_balance
-          into v_tariff.free_allowance, v_tariff.low_balance
+          into v_terms.free_allowance, v_terms.low_balance
           from ducto_private.terms as t
           where t.plan_id = coalesce(v_account.plan_id, '') and t.version = (
             select a.version
@@ -357,22 +360,22 @@ begin
         end if;
         if v_account.plan_id is not null then
           if v_account.allowance_end is null or v_now >= v_account.allowance_end then
-            v_account := ducto_private.roll_allowance(v_account, v_now, v_tariff.timezone);
+            v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
           end if;
-          v_left := greatest(0, v_tariff.free_allowance - v_account.allowance_used);
+          v_left := greatest(0, v_terms.free_allowance - v_account.allowance_used);
         end if;
         v_debit := case v_ask.does when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
 
         -- Caps, the member's cap, and funds
         if v_account.caps > 0 or v_actor is not null then
           if v_account.caps > 0 then
-            v_check := ducto_private.check_caps(p_account_id, v_now, v_tariff.timezone, array['', v_model, v_tariff.key], v_account.held,
+            v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key], v_account.held,
               v_amount, v_left, v_debit, v_admits);
           end if;
           v_error := case
             when v_check.denied then 'spend_cap_exceeded'
             when v_admits and v_member.spend_cap is not null
-              and ducto_private.member_exceeds(v_member, v_now, v_tariff.timezone, v_account.held, v_amount, v_left)
+              and ducto_private.member_exceeds(v_member, v_now, v_terms.timezone, v_account.held, v_amount, v_left)
               then 'member_cap_exceeded' end;
           exit decide when v_error is not null;
         end if;
@@ -380,10 +383,10 @@ begin
           -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Sums may
           -- pass bigint where the answer is no; they need not be made where the balance alone is enough.
           if v_account.held > 0 or v_account.balance < v_amount
-            or v_account.balance - v_amount < coalesce(v_ask.min_balance, v_tariff.min_balance)
+            or v_account.balance - v_amount < coalesce(v_ask.min_balance, v_terms.min_balance)
           then
             if v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
-              + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_tariff.min_balance end))
+              + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
             then
               v_error := 'insufficient_credits';
               exit decide;
@@ -399,7 +402,7 @@ begin
           if v_amount > coalesce(v_held, 0) then
             v_shortfall := least(9223372036854775807, greatest(0, v_amount - coalesce(v_held, 0)::numeric
               - greatest(0, v_account.balance::numeric + v_left + v_account.credit_limit - v_account.held)));
-            if v_shortfall > 0 and v_tariff.overrun = 'reject' then
+            if v_shortfall > 0 and v_terms.overrun = 'reject' then
               v_error := 'insufficient_credits';
               exit decide;
             end if;
@@ -425,7 +428,7 @@ begin
             from ducto_private.accounts as a
             where a.account_id = p_account_id;
           else
-            if not ducto_private.open_account(v_account, v_tariff.version) then
+            if not ducto_private.open_account(v_account, v_terms.version) then
               return ducto_private.spend(p_account_id, p_asks);
             end if;
             v_account.seq := (v_account.balance > 0)::integer;
@@ -440,7 +443,7 @@ begin
           if (v_debit > 0 or v_check.tells) and ducto_private.count_caps(v_check, v_debit, v_now) then
             v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
           end if;
-          if v_ask.does = 'charge' and v_actor is not null and ducto_private.count_member(v_member, v_now, v_tariff.timezone, v_debit, v_now) then
+          if v_ask.does = 'charge' and v_actor is not null and ducto_private.count_member(v_member, v_now, v_terms.timezone, v_debit, v_now) then
             v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
           end if;
         end if;
@@ -450,7 +453,7 @@ begin
             insert into ducto_private.reservations (account_id, actor_id, held, created_at, expires_at, min_balance, pricing_version,
               plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
             values (p_account_id, v_actor, v_amount, v_now, v_now + make_interval(secs => v_ask.ttl_seconds), v_ask.min_balance,
-              v_tariff.version, v_account.plan_id, v_ask.operation_type, v_model, v_tariff.key, v_ask.usage, v_ask.metadata, v_ask.key)
+              v_terms.version, v_account.plan_id, v_ask.operation_type, v_model, v_price.key, v_ask.usage, v_ask.metadata, v_ask.key)
             returning reservation_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
             v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
               else v_hold.expires_at end;
@@ -485,9 +488,9 @@ begin
           pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
           idempotency_key, metadata)
         values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
-          v_fingerprint, v_tariff.version, p_account_id, 'usage',
-          case v_tariff.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-          v_cost, v_ask.usage, v_model, v_tariff.key, v_plan, v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
+          v_fingerprint, v_terms.version, p_account_id, 'usage',
+          case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
+          v_cost, v_ask.usage, v_model, v_price.key, nullif(v_plan, ''), v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
         returning transaction_id, seq, balance_after, revision, carry_after
         into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
         if not v_admits or v_warnings is not null or v_account.lots > 0 then
@@ -521,8 +524,8 @@ begin
             end if;
           end if;
         end if;
-        if v_debit > 0 and v_account.balance <= greatest(v_tariff.low_balance, 0) then
-          perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_tariff.low_balance, v_now);
+        if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
+          perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
         end if;
         v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
           v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;

@@ -1,7 +1,7 @@
 """Credits that expire, as sentences: what burns first, what holds keep, what a refund gives back, and the sweep."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -113,10 +113,12 @@ def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
      lot(9, "10", key="k"), replays(new_balance=9)),
     ("the same moment in another zone", [lot(9, "10", key="k")],
      ask.add_credits("u", 9, expires_at="2026-01-10T02:00+02", key="k"), remain(9, idempotent=True)),
-    ("another expiry under the key", [lot(9, "10", key="k")], lot(9, "11", key="k"), refuses("idempotency_conflict")),
-    ("none under the key", [lot(9, "10", key="k")], ask.add_credits("u", 9, key="k"), refuses("idempotency_conflict")),
-    ("one where there was none", [ask.add_credits("u", 9, key="k")], lot(9, "10", key="k"),
-     refuses("idempotency_conflict")),
+    ("another expiry under the key is the same request", [lot(9, "10", key="k")], lot(9, "11", key="k"),
+     remain(9, idempotent=True)),
+    ("none under the key too", [lot(9, "10", key="k")], ask.add_credits("u", 9, key="k"), remain(9, idempotent=True)),
+    ("and one where there was none", [ask.add_credits("u", 9, key="k")], lot(9, "10", key="k"),
+     remain(idempotent=True)),
+    ("another amount is not", [lot(9, "10", key="k")], lot(8, "10", key="k"), refuses("idempotency_conflict")),
     ("the largest", [], lot(MOST, "10"), remain(MOST)),
     ("it is recorded", [lot(9, "10", type="promotion")], ask.get_transaction("@grant"),
      reads(type="promotion", amount=9, expires_at=datetime(2026, 1, 10, tzinfo=UTC))),
@@ -165,10 +167,16 @@ def test_what_burns_first(ledger: Ledger, given: list[Step], call: Call, check: 
     ("a lifetime is not shortened", [lot(9, "05", type="purchase"), at("2026-01-30")], balance,
      reads(balance=50, lifetime_purchased=9)),
     ("the past knew it", [at("2026-01-12")], ask.get_balance("u", "2026-01-09T00:00+00"), reads(balance=250)),
-    ("as long as nothing was recorded", [at("2026-01-12"), at("2026-01-13"), charge(1)],
-     ask.get_balance("u", "2026-01-12T00:00+00"), reads(balance=250)),
-    ("from its row it is gone", [at("2026-01-12"), charge(1)], ask.get_balance("u", "2026-01-12T00:00+00"),
-     reads(balance=149)),
+    ("to the last moment", [at("2026-01-12")], ask.get_balance("u", "2026-01-09T23:59:59.999999+00"),
+     reads(balance=250)),
+    ("and the moment it was gone", [at("2026-01-12")], ask.get_balance("u", "2026-01-10T00:00+00"), reads(balance=150)),
+    ("though it was recorded later", [at("2026-01-13"), charge(1)], ask.get_balance("u", "2026-01-12T00:00+00"),
+     reads(balance=150)),
+    ("so that the record changes nothing", [at("2026-01-13"), charge(1)], ask.get_balance("u", "2026-01-09T00:00+00"),
+     reads(balance=250)),
+    ("the future knows what will be gone", [], ask.get_balance("u", "2026-01-10T00:00+00"), reads(balance=150)),
+    ("and later", [at("2026-01-15")], ask.get_balance("u", "2026-01-20T00:00+00"), reads(balance=50)),
+    ("and what a charge leaves to go", [charge(130)], ask.get_balance("u", "2026-02-01T00:00+00"), reads(balance=50)),
     ("a replay records nothing", [charge(1, key="k"), at("2026-01-10")], charge(1, key="k"), replays()),
     ("nor does a refusal", [at("2026-01-10")], charge(151), poor),
     ("added credits come after it", [at("2026-01-20")], ask.add_credits("u", 5), remain(0, 0, new_balance=55)),
@@ -340,7 +348,8 @@ def test_a_due_lot_of_a_grant_partly_taken_back_is_renewed_once(ledger: Ledger, 
         step(ledger)
     for part in parts:
         ask.refund_credits("@charge", part)(ledger)
-    assert ledger.sql("select sum(remainder), max(expires_at) > min(created_at) from ducto_read.lots") == [(20, True)]
+    query = "select sum(remainder), max(expires_at) > min(created_at) from ducto_private.credit_lots"
+    assert ledger.sql(query) == [(20, True)]
 
 
 @pytest.mark.parametrize(
@@ -527,6 +536,7 @@ def test_an_expiry_tells_its_grant(ledger: Ledger) -> None:
         "seq": 3,
         "refers_to": "@grant2",
         "expires_at": datetime(2026, 1, 10, tzinfo=UTC),
+        "occurred_at": datetime(2026, 1, 10, tzinfo=UTC),
         "created_at": datetime(2026, 1, 12, tzinfo=UTC),
         "cost": None,
         "usage": None,
@@ -536,6 +546,60 @@ def test_an_expiry_tells_its_grant(ledger: Ledger) -> None:
     }
     reads(**expected)(ledger, ask.get_transaction(expiry[0]["transaction_id"]))
     refuses("not_refundable")(ledger, ask.refund_credits(expiry[0]["transaction_id"], user_id="u"))
+
+
+# 100 credits until the 10th, 20 until the 12th; of them 30 are held until the 11th, 40 until the 15th, and 10 for longer.
+in_steps: list[Step] = [
+    until_10,
+    lot(20, "12"),
+    ask.reserve_credits("u", 30, ttl=10 * 86400),
+    ask.reserve_credits("u", 40, ttl=14 * 86400),
+    ask.reserve_credits("u", 10, ttl=MONTH),
+]
+TEN, ELEVEN, TWELVE, FIFTEEN = (datetime(2026, 1, day, tzinfo=UTC) for day in (10, 11, 12, 15))
+STEPS: list[tuple[list[Step], list[tuple[int, datetime]]]] = [
+    ([at("2026-01-20")], [(-20, TEN), (-30, ELEVEN), (-20, TWELVE), (-40, FIFTEEN)]),
+    ([at("2026-01-11"), free, at("2026-01-20")], [(-20, TEN), (-30, ELEVEN), (-20, TWELVE), (-40, FIFTEEN)]),
+    ([at("2026-01-11"), ask.release_reservation("@hold2"), at("2026-01-20")],
+     [(-20, TEN), (-30, ELEVEN), (-40, ELEVEN), (-20, TWELVE)]),
+    ([at("2026-01-15"), settle(5, "@hold3"), at("2026-01-20")],
+     [(-20, TEN), (-30, ELEVEN), (-20, TWELVE), (-40, FIFTEEN), (-5, FIFTEEN)]),
+    ([at("2026-01-15"), settle(4, "@hold3", final=False), at("2026-01-20")],
+     [(-20, TEN), (-30, ELEVEN), (-20, TWELVE), (-40, FIFTEEN)]),
+    ([at("2026-01-11"), ask.extend_reservation("@hold2", ttl=MONTH), at("2026-01-20")],
+     [(-20, TEN), (-30, ELEVEN), (-20, TWELVE)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), STEPS)
+def test_an_expiry_is_dated_when_it_was_due(
+    ledger: Ledger, given: list[Step], expected: list[tuple[int, datetime]]
+) -> None:
+    """Each lot once for the moment at which it, or what a hold had kept of it, was due, whenever that is recorded."""
+    for step in (*in_steps, *given):
+        step(ledger)
+    times = [time for _, due in expected for time in (due - timedelta(microseconds=1), due)]
+
+    def read() -> list[int]:
+        return [ledger.one(ask.get_balance("u", time))["balance"] for time in times]
+
+    before = read()
+    ask.sweep_expired_credits()(ledger)
+    rows = ledger.run(ask.list_transactions("u", type="expiry"))[::-1]
+    assert [(row["amount"], row["occurred_at"]) for row in rows] == expected
+    assert read() == before
+    assert [-row["amount"] for _, row in ledger.events("lot_expired")] == [amount for amount, _ in expected]
+
+
+def test_a_batch_spends_nothing_that_a_settlement_in_it_let_go(ledger: Ledger) -> None:
+    for step in (until_10, at("2026-01-09"), hold(60), at("2026-01-10")):
+        step(ledger)
+    settled, charged = ledger.run(
+        ask.deduct_batch([{"user_id": "u", "amount": 0, "reservation_id": "@hold"}, {"user_id": "u", "amount": 60}])
+    )
+    assert settled["error"] is None
+    assert (charged["error"], charged["balance_after"]) == ("insufficient_credits", 0)
+    reads(balance=0)(ledger, balance)
 
 
 def test_an_expired_lot_is_an_event_of_its_own(ledger: Ledger) -> None:
