@@ -71,13 +71,15 @@ $$;
 
 -- What an amount would do to the caps that it meets: caps has all of them as they stand at p_now, exceeded those that it
 -- would exceed. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
--- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond.
+-- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond. The plan is generic, because
+-- PostgreSQL would make one anew for each list of models.
 create or replace function ducto_private.check_caps(
   p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_held bigint, p_amount bigint, p_left bigint,
   p_debit bigint, p_admits boolean)
 returns ducto_private.caps_check
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_today constant date := (p_now at time zone p_zone)::date;
@@ -139,6 +141,7 @@ create or replace function ducto_private.count_caps(p_check ducto_private.caps_c
 returns boolean
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_account_id constant text := p_check.caps[1].account_id;

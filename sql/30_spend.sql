@@ -96,11 +96,9 @@ end
 $$;
 
 -- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
--- Plans are generic, because PostgreSQL would make some of them anew for each call.
 create or replace function ducto_private.spend(p_account_id text, p_asks ducto_private.ask[]) returns ducto_private.answers
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_account ducto_private.accounts;

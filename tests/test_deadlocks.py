@@ -507,7 +507,7 @@ class Storm:
     def keep(self, done: list[tuple[str, Any]]) -> None:
         with self.lock:
             for name, answer in done:
-                self.outcomes[name] += 1
+                self.outcomes[name.partition(" ")[0] if name.startswith("hold ") else name] += 1
                 for one in answer if isinstance(answer, list) else [answer]:
                     if error := getattr(one, "error", None):
                         self.outcomes[error] += 1

@@ -220,9 +220,8 @@ class Pair:
         caps = [list(cap.values())[1:] for cap in self.model.list_spend_caps(name)]
         caps = [[*cap, f"{resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"] for *cap, resets_at in caps]
         lots = [(lot.expires_at.astimezone(UTC), lot.remainder) for lot in account.lots if lot.remainder]
-        left = sorted(
-            [lot.remainder for lot in account.live_lots(now)] + [kept for _, kept in account.due_lots(now) if kept]
-        )
+        left = [lot.remainder for lot in account.live_lots(now)]
+        left += [keeps for _, keeps in account.due_lots(now) if keeps]
         members = [list(member.values()) for member in self.model.get_team_members(name)]
         return [
             [*numbers, plan["plan_id"], plan["allowance_remaining"]],
@@ -232,7 +231,7 @@ class Pair:
             sorted(self.real(holds)),
             sorted(caps, key=lambda cap: (cap[0], cap[1] or "")),
             members,
-            [balance["balance"], balance["reserved"], left],
+            [balance["balance"], balance["reserved"], sorted(left)],
         ]
 
     def compare_events(self) -> None:
@@ -265,7 +264,12 @@ MEMBERS = ["ann"] * 5 + ["cat"] * 3 + ["bob"]
 KEYS = [None] * 17 + ["k", "l", "m"]
 PLACES = [0, 0, 0, 1, 1, 2, 3, 4, 5]
 NAMES = [None, None, "any", "gpt", "gpt-4", "scanner"]
-NOTHING = [{}, {"input_tokens": None}, {"input_tokens": 0, "output_tokens": Decimal("0.0")}, {"points": None}]
+NOTHING: list[dict[str, Any]] = [
+    {},
+    {"input_tokens": None},
+    {"input_tokens": 0, "output_tokens": Decimal("0.0")},
+    {"points": None},
+]
 POINTS = [Decimal(points) for points in ("0", "0.1", "0.5", "1", "2.25", "3", "7.5", "12", "30")]
 USAGES: list[dict[str, Any]] = [
     {"model": model, "points": points} for model in ("any", "gpt", "gpt-4") for points in POINTS
@@ -727,8 +731,7 @@ class Caller:
             else:
                 elements.append(self.element())
         self.pair.ask("deduct_batch", charges=elements)
-        single = [rpc_of(of) for of in elements if of not in BAD_ELEMENTS and "idempotency_key" in of]
-        self.pair.keyed += single
+        self.pair.keyed += [rpc_of(of) for of in elements if of not in BAD_ELEMENTS and "idempotency_key" in of]
 
     def element(self) -> Any:
         choose = self.seed.choice
@@ -756,8 +759,7 @@ class Caller:
         asked, choose = dict(given), self.seed.choice
         if "metrics" in asked:
             usage = {name: value for name, value in asked["metrics"].items() if value or choose(EITHER)}
-            nothing: dict[str, Any] = choose(NOTHING)
-            asked["metrics"] = nothing | usage
+            asked["metrics"] = choose(NOTHING) | usage
         if "type" in asked:
             ttl = choose(LIVES)
             asked["expires_at"] = ttl and self.model.clock + timedelta(seconds=ttl, days=60)

@@ -358,7 +358,7 @@ def test_misuse_is_named(conn: Connection, usage: dict[str, Any], code: str, mes
 
 @pytest.mark.xfail(strict=True, reason="price() evaluates cache before fixed, and tools in no order")
 def test_of_several_faults_both_back_ends_tell_the_same(conn: Connection) -> None:
-    tools = {name: "1 / input_tokens" for name in "fbcdea"}
+    tools = dict.fromkeys("fbcdea", "1 / input_tokens")
     config = load({"models": {"_default": "input_tokens"}, "cache": {"discount": "-1 / input_tokens"}, "tools": tools})
     publish(conn, config)
     engine = PricingEngine(config)
