@@ -114,10 +114,10 @@ class PricingEngine:
         model_credits = _at_least_zero(credits(price)) if price else ZERO
         tool_credits = _at_least_zero(_sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics)))
         search_credits = _at_least_zero(credits(self._search)) if self._search else ZERO
+        cache_savings = credits(self._cache) if self._cache else ZERO
         fixed_credits = ZERO
         if metrics.fixed_job is not None:
             fixed_credits = parts[f"fixed.{metrics.fixed_job}"] = self._fixed_credits(metrics.fixed_job)
-        cache_savings = credits(self._cache) if self._cache else ZERO
         total = _at_least_zero(_sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
         if total > MAX_BIGINT:
             largest = max(parts, key=parts.__getitem__)

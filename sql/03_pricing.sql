@@ -311,16 +311,17 @@ begin
         where p.key <> '_default'
         group by p
       )
-      select t.price, t.calls
+      select t.price, t.calls, (t.price).key as key, false as others
       from tools as t
       union all
-      select p, n.calls - (select coalesce(sum(t.calls), 0) from tools as t)
+      select p, n.calls - (select coalesce(sum(t.calls), 0) from tools as t), p.key, true
       from ducto_private.prices as p
       cross join lateral (
         select case jsonb_typeof(p_usage -> 'tool_calls') when 'array' then jsonb_array_length(p_usage -> 'tool_calls')
           else (p_usage -> 'tool_calls')::numeric end as calls
       ) as n
       where p.version = p_terms.version and p.section = 'tools' and p.key = '_default'
+      order by others, key
     loop
       continue when v_tool.calls = 0;
       v_price := v_tool.price;
@@ -564,7 +565,6 @@ begin
     select ('x' || left(encode(sha256(convert_to(f.body, 'UTF8')), 'hex'), 16))::bit(64)::bigint, f.body
     from jsonb_to_recordset(p_formulas) as f (body text)
     on conflict do nothing;
-    perform ducto_private.make_formulas();
     insert into ducto_private.prices (version, section, key, formula_id, composed_id, rates, composed_rates, prefixes)
     select v_version, p.section, p.key, p.formula_id, p.composed_id, p.rates, p.composed_rates, p.prefixes
     from jsonb_populate_recordset(null::ducto_private.prices, p_prices) as p;
@@ -572,6 +572,7 @@ begin
     -- Plans that a session made when these tables were nearly empty would read them from end to end.
     analyze ducto_private.prices, ducto_private.terms, ducto_private.activations;
   end if;
+  perform ducto_private.make_formulas();
   if p_activate then
     perform ducto_private.activate(v_version, p_at);
   end if;
@@ -642,7 +643,10 @@ begin
   v_now := clock_timestamp();
   update ducto_private.activations as a
   set withdrawn_at = v_now
-  where a.version = p_version and a.starts_at > v_now and a.ends_at > a.starts_at and a.withdrawn_at is null;
+  where a.version = p_version and a.starts_at > v_now and a.withdrawn_at is null and not exists (
+    select
+    from ducto_private.activations as l
+    where l.activation_id > a.activation_id and l.withdrawn_at is null and l.starts_at <= v_now);
   if not found then
     perform ducto_private.invalid(format('version %s is not scheduled', p_version),
       'Only an activation with a time to come can be taken back; activate another version to end the present one.');

@@ -79,6 +79,43 @@ begin
 end
 $$;
 
+-- What is asked, checked as far as that needs no account and no price, its usage without nulls.
+create or replace function ducto_private.checked_ask(p_ask ducto_private.ask) returns ducto_private.ask
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_ask.amount is null and p_ask.job is null then
+    p_ask.usage := ducto_private.checked_usage(p_ask.usage);
+  end if;
+  perform ducto_private.check_short(p_ask.model, 'p_model');
+  perform ducto_private.check_key(p_ask.key);
+  perform ducto_private.check_metadata(p_ask.metadata);
+  return p_ask;
+end
+$$;
+
+-- The price of what no composed price covers: a known amount, of which only the model's key is asked, a job, or any usage.
+create or replace function ducto_private.price_ask(p_ask ducto_private.ask, p_terms ducto_private.terms)
+returns ducto_private.quote
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_quote ducto_private.quote;
+begin
+  if p_ask.amount is not null then
+    v_quote.cost := p_ask.amount;
+    v_quote.resolved_model := (ducto_private.find_model(p_terms, p_ask.model)).key;
+  elsif p_ask.job is not null then
+    v_quote.cost := ducto_private.job_price(p_terms.version, p_ask.job);
+  else
+    v_quote := ducto_private.price(p_terms, p_ask.usage);
+  end if;
+  return v_quote;
+end
+$$;
+
 -- The refusal that misuse is in a batch; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
 language plpgsql immutable
@@ -186,13 +223,7 @@ begin
           is not true
         then
           begin
-            if v_ask.amount is null and v_ask.job is null then
-              v_ask.usage := ducto_private.checked_usage(v_ask.usage);
-              v_model := v_ask.usage ->> 'model';
-            end if;
-            perform ducto_private.check_short(v_ask.model, 'p_model');
-            perform ducto_private.check_key(v_ask.key);
-            perform ducto_private.check_metadata(v_ask.metadata);
+            v_ask := ducto_private.checked_ask(v_ask);
           exception when others then
             v_error := ducto_private.batch_error(sqlstate);
             if not v_ask.batched or v_error is null then
@@ -317,20 +348,9 @@ begin
             v_terms := ducto_private.find_terms(null, v_plan, v_now);
           end if;
           begin
-            if v_ask.amount is not null then
-              v_cost := v_ask.amount;
-              if v_admits and v_ask.does = 'extend' then
-                v_price.key := v_hold.resolved_model;
-              elsif v_model is not null then
-                v_price.key := (ducto_private.find_model(v_terms, v_model)).key;
-              end if;
-            elsif v_ask.job is not null then
-              v_cost := ducto_private.job_price(v_terms.version, v_ask.job);
-            else
-              v_quote := ducto_private.price(v_terms, v_ask.usage);
-              v_cost := v_quote.cost;
-              v_price.key := v_quote.resolved_model;
-            end if;
+            v_quote := ducto_private.price_ask(v_ask, v_terms);
+            v_cost := v_quote.cost;
+            v_price.key := case v_ask.does when 'extend' then v_hold.resolved_model else v_quote.resolved_model end;
           exception when others then
             v_error := ducto_private.batch_error(sqlstate);
             if not v_ask.batched or v_error is null then
@@ -477,7 +497,7 @@ begin
         end if;
 
         if v_left > 0 then
-          v_account.allowance_used := v_account.allowance_used + v_amount - v_debit;
+          v_account.allowance_used := v_account.allowance_used + (v_amount - v_debit);
         end if;
         if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
           v_fingerprint := ducto_private.fingerprint(v_ask);

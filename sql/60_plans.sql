@@ -12,7 +12,7 @@ declare
   v_now timestamptz;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_terms := ducto_private.find_terms(null, null, clock_timestamp());
+  v_terms := ducto_private.find_terms(null, null, (ducto_private.as_read(p_user_id)).changed_at);
   if p_plan_id is not null and not exists (
     select
     from ducto_private.terms as t

@@ -155,7 +155,6 @@ class TestSchedules:
         manager.unschedule_pricing(three)
         assert costs_at(manager, clock, 0, 1, 2) == [1, 1, 2]
 
-    @pytest.mark.xfail(strict=True, reason="the date before comes back: unschedule_pricing takes only live ones")
     def test_a_date_that_was_moved_is_taken_back_with_the_one_before(
         self, manager: CreditManager, clock: Clock
     ) -> None:

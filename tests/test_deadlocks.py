@@ -1,8 +1,8 @@
 """Calls that touch many accounts: no order of sessions is a deadlock, no list of ids fills the lock table, and no one's
 numbers fail the rest.
 
-Sessions are real, and who waits is seen in the server's own list. A deadlock is found at once (deadlock_timeout), so that
-none hides behind a holder that ends in time.
+Sessions are real, and who waits is seen in the server's own list. A deadlock is found at once (deadlock_timeout), so
+that none hides behind a holder that ends in time.
 """
 
 import random
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import permutations, product
 from typing import Any
 
@@ -107,6 +108,12 @@ class Cast:
 
     def close(self) -> None:
         self.pool.shutdown()
+
+
+def connection(manager: CreditManager) -> Connection:
+    source = manager._source
+    assert isinstance(source, psycopg.Connection)
+    return source
 
 
 def errors(answer: Any) -> set[str]:
@@ -293,10 +300,17 @@ def erase(user: str) -> Call:
     return lambda m: m.erase_user(user)
 
 
+def events_of(manager: CreditManager, *users: str) -> list[str]:
+    rows = connection(manager).execute(
+        "select event_id::text from ducto_private.events where account_id = any (%s) order by event_id", [list(users)]
+    )
+    return [row[0] for row in rows]
+
+
 FORGETTING: dict[str, Call] = {
     "zz": erase("zz"),
     "aa": erase("aa"),
-    "ack": lambda m: m.ack_events([event.event_id for event in m.fetch_events(100, 1)][::-1] or [UNKNOWN]),
+    "ack": lambda m: m.ack_events([event.event_id for event in m.fetch_events(3, 1)][::-1] or [UNKNOWN]),
     "batch": batch(of("zz"), of("aa"), {**of("aa"), "team_id": "mm"}, {**of("zz"), "team_id": "mm"}),
 }
 HOLDERS: dict[str, Call] = {
@@ -304,7 +318,7 @@ HOLDERS: dict[str, Call] = {
     "first": lambda m: m.deduct_credits("aa", 1),
     "pool": lambda m: m.deduct_team_credits("mm", "aa", 1),
     "events": lambda m: m.fetch_events(),
-    "ack": lambda m: m.ack_events([event.event_id for event in m.fetch_events()]),
+    "event": lambda m: m.ack_events([events_of(m, "zz")[1]]),
     "erase": erase("zz"),
 }
 FORGETS = list(product(HOLDERS, ["rollback", "commit"], permutations(FORGETTING)))
@@ -333,7 +347,7 @@ class TestForgetting:
         cast, waited = Cast(connect, 6), []
         for holder, ends, order in cases:
             self.refill(team)
-            ids = [row[0] for row in cast.monitor.execute("select event_id::text from ducto_private.events").fetchall()]
+            ids = events_of(team, "aa", "zz")
             cast.open(0, HOLDERS[holder])
             for number, name in enumerate(order):
                 cast.start(1 + number, FORGETTING[name])
@@ -356,7 +370,7 @@ class TestForgetting:
 
     def test_the_scene_as_it_was_reported(self, connect: Connect, team: CreditManager) -> None:
         cast = Cast(connect, 4)
-        ids = [row[0] for row in cast.monitor.execute("select event_id::text from ducto_private.events").fetchall()]
+        ids = events_of(team, "aa", "zz")
         cast.open(0, lambda m: m.deduct_credits("zz", 1).or_raise())
         cast.start(1, erase("zz"))
         cast.start(2, erase("aa"))
@@ -397,8 +411,8 @@ REFUSALS = {
 
 @dataclass
 class Turn:
-    """Calls that one session makes in a row: each in its own transaction, or all in one that is held until somebody waits
-    for it (or nobody has for a while) and then ends so."""
+    """Calls that one session makes in a row: each in its own transaction, or all in one that is held until somebody
+    waits for it (or nobody has for a while) and then ends so."""
 
     calls: list[tuple[str, Call]]
     end: str = ""
@@ -494,11 +508,15 @@ class Storm:
         """Until somebody waits for this session, or nobody has for some looks."""
         pid = self.sessions[session].info.backend_pid
         for _ in range(8):
-            row = self.monitors[session].execute(
-                "select exists (select from pg_stat_activity where datname = current_database()"
-                " and wait_event_type = 'Lock' and %s = any (pg_blocking_pids(pid)))",
-                [pid],
-            ).fetchone()
+            row = (
+                self.monitors[session]
+                .execute(
+                    "select exists (select from pg_stat_activity where datname = current_database()"
+                    " and wait_event_type = 'Lock' and %s = any (pg_blocking_pids(pid)))",
+                    [pid],
+                )
+                .fetchone()
+            )
             if row and row[0]:
                 with self.lock:
                     self.outcomes["waited for"] += 1
@@ -578,7 +596,7 @@ class Storm:
         user, amount, limit = rng.choice(USERS), rng.randint(0, 40), rng.randint(1, 30)
         everybody = [*USERS, *self.news, *USERS]
         charges = [self.element(rng.choice(everybody)) for _ in range(rng.randint(2, 12))]
-        ids = rng.sample(self.events, min(len(self.events), 12)) + [UNKNOWN]
+        ids = [*rng.sample(self.events, min(len(self.events), 12)), UNKNOWN]
         config, version = rng.choice(list(CONFIGS.values())), rng.randint(1, 3)
         if rng.random() < 0.2:
             config = config | {"models": {**config["models"], "m": f"input_tokens * {rng.choice(['0.5', '0.75'])}"}}
@@ -641,12 +659,6 @@ class Storm:
         return None
 
 
-def connection(manager: CreditManager) -> Connection:
-    source = manager._source
-    assert isinstance(source, psycopg.Connection)
-    return source
-
-
 def blow(connect: Connect, owner: CreditManager, seed: int, rounds: int) -> Counter[str]:
     storm = Storm(connect, owner, seed, rounds)
     began = time.monotonic()
@@ -698,11 +710,9 @@ class TestOutOfRange:
             "out_of_range" if number == place else None for number in range(len(charges))
         ]
         assert rich.get_reservation(taken.reservation_id).charged == MOST - 3
+        settle = partial(rich.deduct_team_credits, team) if team else rich.deduct_credits
         with pytest.raises(OutOfRangeError, match="what the hold charged"):
-            if team:
-                rich.deduct_team_credits(team, "u", 5, taken.reservation_id, final=final)
-            else:
-                rich.deduct_credits("u", 5, taken.reservation_id, final=final)
+            settle("u", 5, taken.reservation_id, final=final)
         # Not remembered: a smaller amount under its key is a first request.
         (end,) = rich.deduct_batch([of("u", 3, idempotency_key="k", **hold)])
         assert (end.error, end.idempotent) == (None, False)

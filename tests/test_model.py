@@ -725,7 +725,7 @@ class Caller:
         """Charges, some of them settlements, bad ones, and sometimes what was asked before under a key."""
         elements: list[Any] = []
         for _ in range(self.seed.choice([0, 1, 2, 3, 4, 4, 5, 8])):
-            keyed = [of for of in elements if isinstance(of, dict) and "idempotency_key" in of]
+            keyed = [of for of in elements if of not in BAD_ELEMENTS and "idempotency_key" in of]
             if keyed and self.seed.random() < 0.4:
                 elements.append(self.otherwise(self.seed.choice(keyed)))
             else:

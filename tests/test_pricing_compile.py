@@ -356,7 +356,6 @@ def test_misuse_is_named(conn: Connection, usage: dict[str, Any], code: str, mes
         assert (diag.sqlstate, diag.message_primary, diag.message_hint) == (code, message, hint)
 
 
-@pytest.mark.xfail(strict=True, reason="price() evaluates cache before fixed, and tools in no order")
 def test_of_several_faults_both_back_ends_tell_the_same(conn: Connection) -> None:
     tools = dict.fromkeys("fbcdea", "1 / input_tokens")
     config = load({"models": {"_default": "input_tokens"}, "cache": {"discount": "-1 / input_tokens"}, "tools": tools})
