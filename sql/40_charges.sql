@@ -140,6 +140,9 @@ begin
     perform ducto_private.invalid(format('p_charges has %s elements; at most 10000 are charged at once', jsonb_array_length(p_charges)),
       'Charge them in several calls.');
   end if;
+  if not exists (select from ducto_private.activations as a where a.withdrawn_at is null) then
+    perform ducto_private.find_terms(null, null, clock_timestamp());
+  end if;
   -- Account by account, always in the same order: whoever waits for one holds none that comes later.
   for v_account_id, v_asks, v_places in
     with elements as (
