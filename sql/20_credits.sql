@@ -62,11 +62,8 @@ begin
   end if;
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('add_credits', p_amount, v_type), 0);
   v_account := ducto_private.lock_or_open(p_user_id);
-  select t.*
-  into v_row
-  from ducto_private.ledger as t
-  where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
-  if found then
+  v_row := ducto_private.find_by_key(p_user_id, p_idempotency_key);
+  if v_row.transaction_id is not null then
     if v_row.fingerprint is distinct from v_fingerprint then
       return ducto_private.credits_refusal('idempotency_conflict', ducto_private.as_read(p_user_id));
     end if;
@@ -131,11 +128,8 @@ begin
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   v_account := ducto_private.without_expired(v_account, v_now);
-  select t.*
-  into v_row
-  from ducto_private.ledger as t
-  where t.account_id = p_user_id and t.idempotency_key = p_idempotency_key;
-  if found then
+  v_row := ducto_private.find_by_key(p_user_id, p_idempotency_key);
+  if v_row.transaction_id is not null then
     if v_row.fingerprint is distinct from v_fingerprint then
       return ducto_private.credits_refusal('idempotency_conflict', v_account);
     end if;

@@ -178,7 +178,8 @@ begin
     select count(distinct k.key) = count(k.key) and not bool_or(exists (
       select
       from ducto_private.transactions as t
-      where t.account_id = p_account_id and t.idempotency_key = k.key))
+      where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(k.key, 0)
+        and t.idempotency_key = k.key))
     into v_new_keys
     from unnest(p_asks) as k
     where k.key is not null;
@@ -239,7 +240,8 @@ begin
             select t.transaction_id
             into v_id
             from ducto_private.transactions as t
-            where t.account_id = p_account_id and t.idempotency_key = v_ask.key;
+            where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(v_ask.key, 0)
+              and t.idempotency_key = v_ask.key;
             if found then
               v_charges := v_charges || ducto_private.charge_replay(v_id, v_ask, v_account);
               continue asks;
@@ -508,7 +510,7 @@ begin
         values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
           v_fingerprint, v_terms.version, p_account_id, 'usage',
           case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-          v_cost, v_ask.usage, v_model, v_price.key, nullif(v_plan, ''), v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
+          v_cost, v_ask.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
         returning transaction_id, seq, balance_after, revision, carry_after
         into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
         if not v_admits or v_warnings is not null or v_account.lots > 0 then

@@ -43,6 +43,23 @@ begin
 end
 $$;
 
+-- The row that a key wrote; null where none did.
+create or replace function ducto_private.find_by_key(p_account_id text, p_key text) returns ducto_private.ledger
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row ducto_private.ledger;
+begin
+  select t.*
+  into v_row
+  from ducto_private.ledger as t
+  where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(p_key, 0)
+    and t.idempotency_key = p_key;
+  return v_row;
+end
+$$;
+
 create or replace function ducto.get_transaction(p_transaction_id text, p_user_id text default null) returns ducto.transaction
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp

@@ -783,7 +783,6 @@ class TestClocks:
         check_rows(zone.conn)
 
 
-@pytest.mark.xfail(strict=True, reason="deduct_batch asks whether a version is active by the server's clock only")
 def test_a_batch_of_an_account_ahead_as_if_called_one_by_one(conn: Connection, clock: Clock) -> None:
     """The first version of all is scheduled; the account's time is past it, the server's is not."""
     manager = CreditManager(conn)

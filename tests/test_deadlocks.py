@@ -743,7 +743,6 @@ class TestOutOfRange:
         answers = rich.deduct_batch([of("a"), {"user_id": "u", "metrics": usage}, of("u"), of("z")])
         assert [row.error for row in answers] == [None, "out_of_range", None, None]
 
-    @pytest.mark.xfail(strict=True, reason="spend() adds the amount to allowance_used before it takes the debit off")
     @pytest.mark.parametrize("settles", [True, False])
     def test_a_great_amount_of_which_the_allowance_pays_some(self, rich: CreditManager, settles: bool) -> None:
         rich.set_user_plan("u", "free").or_raise()
