@@ -1237,7 +1237,9 @@ class Billing:
         return {"version": version}
 
     def unschedule_pricing(self, version: int) -> Answer:
-        kept = [(of, at) for of, at in self.activations if of != version - 1 or at is None or at <= self.clock]
+        """Takes back what was recorded after the active one; what was before it and has not come never will."""
+        come = max(place for place, (_, at) in enumerate(self.activations) if at is None or at <= self.clock)
+        kept = [of for place, of in enumerate(self.activations) if place <= come or of[0] != version - 1]
         if kept == self.activations:
             raise Refused("invalid_argument")
         self.activations = kept
