@@ -427,10 +427,10 @@ begin
   update ducto_private.activations as a
   set ends_at = d.ends_at
   from (
-    select e.activation_id, case when e.withdrawn_at is not null then '-infinity' else coalesce((
-      select min(l.starts_at)
-      from ducto_private.activations as l
-      where l.activation_id > e.activation_id and l.withdrawn_at is null), 'infinity') end as ends_at
+    select e.activation_id, case when e.withdrawn_at is null
+      then coalesce(min(e.starts_at) filter (where e.withdrawn_at is null) over (
+        order by e.activation_id desc rows between unbounded preceding and 1 preceding), 'infinity')
+      else '-infinity' end as ends_at
     from ducto_private.activations as e
   ) as d
   where a.activation_id = d.activation_id and a.ends_at <> d.ends_at;

@@ -135,6 +135,12 @@ begin
       select from ducto_private.pricing_versions as v
       where v.version = t.pricing_version)
     union all
+    select r.account_id, 'a key names one row', '1', count(*)::text, r.idempotency_key
+    from rows as r
+    where r.idempotency_key is not null
+    group by r.account_id, r.idempotency_key
+    having count(*) > 1
+    union all
     select r.account_id, 'seq has no gap', (r.seq_before + 1)::text, r.seq::text, r.transaction_id::text
     from rows as r
     where r.seq <> r.seq_before + 1
