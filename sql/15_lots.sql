@@ -29,8 +29,9 @@ begin
 end
 $$;
 
--- What of each lot expired at which moment up to p_now, and is not yet recorded. A moment is when a lot was due, when a hold
--- ended that had kept it, or when the account says that something is due since a hold was let go.
+-- What of each lot expired at which moment up to p_now, and is not yet recorded. A moment is when a lot was due, or when a
+-- hold ended that had kept it. Every change of an account records what is due before; what is not recorded by then was let
+-- go by that change itself.
 create or replace function ducto_private.expiry_steps(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -41,18 +42,23 @@ begin
   from (
     select d.*, d.expired - lag(d.expired, 1, 0::bigint) over (partition by d.lot_id order by m.at) as step
     from (
-      select a.lots_due_at as at
+      select a.changed_at as at
       from ducto_private.accounts as a
-      where a.account_id = p_account_id and a.lots > 0 and a.lots_due_at <= p_now
+      where a.account_id = p_account_id and a.changed_at <= p_now
       union
-      select l.expires_at
-      from ducto_private.credit_lots as l
-      where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
-      union
-      select r.expires_at
-      from ducto_private.reservations as r
-      where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now
-    ) as m (at)
+      select greatest(e.at, a.changed_at)
+      from ducto_private.accounts as a
+      cross join lateral (
+        select l.expires_at as at
+        from ducto_private.credit_lots as l
+        where l.account_id = a.account_id and l.remainder > 0
+        union
+        select r.expires_at
+        from ducto_private.reservations as r
+        where r.account_id = a.account_id and r.status = 'active'
+      ) as e
+      where a.account_id = p_account_id and a.changed_at <= p_now and e.at <= p_now
+    ) as m
     cross join lateral ducto_private.due_lots(p_account_id, m.at) as d
   ) as s
   where s.step > 0;

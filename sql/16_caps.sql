@@ -70,7 +70,7 @@ end
 $$;
 
 -- What an amount would do to the caps that it meets: caps has all of them as they stand at p_now, exceeded those that it
--- would exceed. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
+-- would exceed, the denying one with the least room first. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
 -- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond. The plan is generic, because
 -- PostgreSQL would make one anew for each list of models.
 create or replace function ducto_private.check_caps(
@@ -86,12 +86,13 @@ declare
   v_first date;
   v_held numeric;
   v_after numeric;
+  v_least numeric;
   v_exceeds boolean;
   v_cap ducto_private.spend_caps;
   v_caps ducto_private.spend_caps[];
   v_check ducto_private.caps_check;
 begin
-  select array_agg(c)
+  select array_agg(c order by c.cap_type, c.model)
   into v_caps
   from ducto_private.spend_caps as c
   where c.account_id = p_account_id and c.model = any (p_models);
@@ -120,10 +121,16 @@ begin
       v_after := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
       v_exceeds := v_cap.spent + v_after > v_cap.cap_limit and v_after > least(v_held, greatest(0, p_held::numeric - p_left));
     else
+      v_after := p_debit;
       v_exceeds := p_debit > 0 and v_cap.spent + p_debit > v_cap.cap_limit;
     end if;
     if v_exceeds then
-      v_check.exceeded := v_check.exceeded || v_cap;
+      if v_cap.action = 'deny' and (v_least is null or v_cap.cap_limit - v_cap.spent - v_after < v_least) then
+        v_least := v_cap.cap_limit - v_cap.spent - v_after;
+        v_check.exceeded := v_cap || v_check.exceeded;
+      else
+        v_check.exceeded := v_check.exceeded || v_cap;
+      end if;
       v_check.denied := v_check.denied or p_admits and v_cap.action = 'deny';
       v_check.tells := true;
     elsif v_cap.action = 'deny' and v_cap.spent + p_debit >= v_cap.cap_limit then
@@ -386,11 +393,7 @@ begin
     v_check := ducto_private.check_caps(p_user_id, v_now, v_terms.timezone,
       array['', p_model, (ducto_private.find_model(v_terms, p_model)).key], v_account.held, coalesce(p_amount, 0),
       ducto_private.allowance_left(v_account, v_terms, v_now), 0, true);
-    select e.*
-    into v_cap
-    from unnest(v_check.exceeded) as e
-    order by e.action <> 'deny', case e.action when 'deny' then e.cap_limit - e.spent end, e.cap_type, e.model
-    limit 1;
+    v_cap := v_check.exceeded[1];
   end if;
   return row(coalesce(v_cap.action = 'deny', false), least(coalesce(v_cap.spent, 0), 9223372036854775807), coalesce(v_cap.cap_limit, 0), v_cap.action,
     nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;

@@ -145,6 +145,7 @@ declare
   v_opens boolean;
   v_written boolean;
   v_new_keys boolean;
+  v_rest boolean;
   v_ask ducto_private.ask;
   v_priced text;
   v_reusable boolean;
@@ -513,6 +514,11 @@ begin
           v_cost, v_ask.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
         returning transaction_id, seq, balance_after, revision, carry_after
         into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
+        if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
+          perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
+        end if;
+        v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
+          v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
         if not v_admits or v_warnings is not null or v_account.lots > 0 then
           if v_shortfall > 0 or v_warnings is not null then
             insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
@@ -538,17 +544,14 @@ begin
               v_account.held := v_account.held - (v_held - v_hold.held);
               v_account.holds := v_account.holds - v_ask.final::integer;
               if v_account.lots > 0 then
-                -- What lots that were due had kept for the hold may expire now.
+                -- What lots that were due had kept for the hold may expire now; the rest of a batch is asked after that.
                 v_account.lots_due_at := v_now;
+                v_rest := v_ask.batched;
+                exit asks when v_rest;
               end if;
             end if;
           end if;
         end if;
-        if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
-          perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
-        end if;
-        v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
-          v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
         continue asks;
       end;
 
@@ -581,6 +584,9 @@ begin
       lots = v_account.lots,
       carry = v_account.carry
     where a.account_id = p_account_id;
+  end if;
+  if v_rest then
+    v_charges := v_charges || (ducto_private.spend(p_account_id, p_asks[cardinality(v_charges) + 1:])).charges;
   end if;
   return row(v_charges, v_holds)::ducto_private.answers;
 end

@@ -70,6 +70,7 @@ as $$
 declare
   v_ids text[];
   v_account_id text;
+  v_account ducto_private.accounts;
   v_changed bigint;
   v_total bigint := 0;
 begin
@@ -118,6 +119,8 @@ begin
     into v_changed
     from (select from rows union all select from details union all select from holds union all select from events) as c;
     if v_changed > 0 then
+      v_account := ducto_private.lock_account(v_account_id);
+      perform ducto_private.expire(v_account, greatest(clock_timestamp(), v_account.changed_at));
       update ducto_private.accounts as a
       set revision = a.revision + 1, changed_at = greatest(clock_timestamp(), a.changed_at)
       where a.account_id = v_account_id;

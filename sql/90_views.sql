@@ -21,7 +21,7 @@ from (
 
 create or replace view ducto_read.accounts as
 select a.account_id, a.kind,
-  a.balance - case when a.lots > 0 and a.lots_due_at <= clock_timestamp()
+  a.balance - case when a.lots > 0 and least(a.lots_due_at, case when a.holds > 0 then a.holds_due_at end) <= clock_timestamp()
     then (
     select coalesce(sum(e.expired), 0) from ducto_private.expired_lots as e where e.account_id = a.account_id)::bigint else 0 end
     as balance,
