@@ -600,7 +600,7 @@ def test_prices_published_while_sessions_charge(
     wrong = conn.execute(
         """
         select t.transaction_id, t.pricing_version, t.cost, c.total
-        from ducto_private.transactions as t
+        from ducto_private.ledger as t
         cross join lateral ducto.calculate_cost(t.usage, null, t.pricing_version) as c
         where t.usage is not null and t.cost <> c.total
         """

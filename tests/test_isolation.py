@@ -403,7 +403,7 @@ def check_costs(manager: CreditManager) -> None:
         .execute(
             """
             select t.transaction_id, t.cost, (ducto.calculate_cost(t.usage, null, t.pricing_version)).total
-            from ducto_private.transactions as t where t.usage is not null
+            from ducto_private.ledger as t where t.usage is not null
             union all
             select r.reservation_id, r.held, ceil((ducto.calculate_cost(r.metrics, null, r.pricing_version)).total)
             from ducto_private.reservations as r where r.metrics is not null and r.charged = 0 and r.status = 'active'

@@ -123,7 +123,10 @@ def test_activations_are_recorded_and_change_only_what_comes_after(ledger: Ledge
     ask.activate_pricing(1)(ledger)
     ask.activate_pricing(1)(ledger)
     ask.deduct("u", costs(3))(ledger)
-    query = "select version, from_version, recorded_by = session_user, role_set from ducto_private.activations order by activation_id"
+    query = (
+        "select version, from_version, recorded_by = session_user, role_set"
+        " from ducto_private.activations order by activation_id"
+    )
     assert ledger.sql(query) == [(1, None, True, "none"), (2, 1, True, "none"), (1, 2, True, "none")]
     charges = ledger.run(ask.list_transactions("u", type="usage"))
     assert [(row["pricing_version"], row["amount"]) for row in charges] == [(1, -3), (2, -6), (1, -3)]
