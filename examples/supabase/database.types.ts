@@ -15,7 +15,7 @@ export type Database = {
 { Args: { "p_ids": (string)[] }; Returns: number
                            },
 "activate_pricing":
-{ Args: { "p_version": number }; Returns: Database["ducto"]['CompositeTypes']["pricing_config_result"]
+{ Args: { "p_at"?: string,"p_version": number }; Returns: Database["ducto"]['CompositeTypes']["pricing_config_result"]
                           SetofOptions: {
         from: "*"
         to: "pricing_config_result"
@@ -428,6 +428,14 @@ export type Database = {
         isOneToOne: false
         isSetofReturn: true
       } },
+"unschedule_pricing":
+{ Args: { "p_version": number }; Returns: Database["ducto"]['CompositeTypes']["pricing_config_result"]
+                          SetofOptions: {
+        from: "*"
+        to: "pricing_config_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "verify_ledger":
 { Args: { "p_account_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["violation"][]
                           SetofOptions: {
@@ -503,7 +511,7 @@ export type Database = {
                       },"top_user_row": {
                         "user_id": string | null,"total_spend": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"transaction": {
-                        "transaction_id": string | null,"account_id": string | null,"seq": number | null,"type": string | null,"amount": number | null,"balance_after": number | null,"allowance_used": number | null,"allowance_lapsed": number | null,"cost": number | null,"carry_after": number | null,"rounding": string | null,"actor_id": string | null,"model": string | null,"resolved_model": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"reservation_id": string | null,"refers_to": string | null,"idempotency_key": string | null,"paid_amount": number | null,"paid_currency": string | null,"reference": string | null,"expires_at": string | null,"reason": string | null,"metadata": Json | null,"created_at": string | null,"error": string | null
+                        "transaction_id": string | null,"account_id": string | null,"seq": number | null,"type": string | null,"amount": number | null,"balance_after": number | null,"allowance_used": number | null,"allowance_lapsed": number | null,"cost": number | null,"carry_after": number | null,"rounding": string | null,"actor_id": string | null,"model": string | null,"resolved_model": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"reservation_id": string | null,"refers_to": string | null,"idempotency_key": string | null,"paid_amount": number | null,"paid_currency": string | null,"reference": string | null,"expires_at": string | null,"reason": string | null,"metadata": Json | null,"created_at": string | null,"error": string | null,"occurred_at": string | null
                       },"violation": {
                         "account_id": string | null,"invariant": string | null,"expected": string | null,"actual": string | null,"detail": string | null,"error": string | null
                       }
