@@ -142,7 +142,8 @@ class _Compiler:
             prefixes = [key[:end] for end in range(len(key) - 1, 0, -1) if key[:end] in formulas]
             row["prefixes"] = [prefix for prefix in prefixes if prefix != DEFAULT] or None
             parts = [part.tree for part in (formula, self.formulas.search, self.formulas.cache) if part]
-            if all(map(_divides_by_numbers_only, parts)):
+            # A plan's own prices are asked part by part: another version may have given them.
+            if section == "models" and all(map(_divides_by_numbers_only, parts)):
                 row["composed_id"], row["composed_rates"] = self.compiled(self.composed(formula))
 
     def composed(self, formula: Formula) -> exp.Expr:

@@ -153,7 +153,7 @@ comment on column ducto_private.accounts.kind is 'user or team.';
 comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
 comment on column ducto_private.accounts.held is 'Sum of the open holds counted by holds; some of them may be past holds_due_at.';
 comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
-comment on column ducto_private.accounts.lots_due_at is 'No lot expires before this; not always the exact minimum.';
+comment on column ducto_private.accounts.lots_due_at is 'Nothing of a lot expires before this, but what due lots keep for holds: that goes when holds end, or at the time to which a call that let one go set this.';
 
 -- What a charge always writes. Each column costs every charge some time, so what few rows have stands in
 -- transaction_details; the view ducto_private.ledger shows them as one.

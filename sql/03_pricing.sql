@@ -164,7 +164,8 @@ select ducto_private.make_formulas();
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Prices
 
--- Whether a config's key serves a model's name: the name itself, or what it begins with before one of - @ : / _.
+-- Whether a config's key serves a model's name: the name itself, or what it begins with before one of - @ : / _. spend() asks
+-- the same in place.
 create or replace function ducto_private.serves(p_key text, p_name text) returns boolean
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp

@@ -237,7 +237,7 @@ begin
 end
 $$;
 
--- Whether something of an account expired by p_now that its row still counts.
+-- Whether something of an account expired by p_now that its row still counts. spend() asks the same in place.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -254,7 +254,7 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if not ducto_private.is_due(p_account, p_now) then
+  if ducto_private.is_due(p_account, p_now) is not true then
     return p_account;
   end if;
   select coalesce(sum(r.held), 0), count(*), min(r.expires_at)

@@ -603,6 +603,20 @@ def test_a_batch_spends_nothing_that_a_settlement_in_it_let_go(ledger: Ledger) -
     reads(balance=0)(ledger, balance)
 
 
+def test_a_batch_of_many_settlements_beside_kept_credits(ledger: Ledger) -> None:
+    """Each lets go what had been kept for it, and the rest of the batch is asked after that."""
+    for step in (until_10, at("2026-01-09")):
+        step(ledger)
+    holds = [ledger.one(ask.reserve_credits("u", 1, ttl=2592000))["reservation_id"] for _ in range(100)]
+    at("2026-01-10")(ledger)
+    elements = [{"user_id": "u", "amount": number % 2, "reservation_id": hold} for number, hold in enumerate(holds)]
+    found = ledger.run(ask.deduct_batch(elements * 12))
+    assert [row["error"] for row in found] == [None] * 1200
+    assert [row["idempotent"] for row in found] == [False] * 100 + [True] * 1100
+    reads(balance=0, reserved=0)(ledger, balance)
+    assert ledger.violations() == []
+
+
 def test_an_expired_lot_is_an_event_of_its_own(ledger: Ledger) -> None:
     for step in (
         until_10,
