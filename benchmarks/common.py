@@ -40,9 +40,14 @@ def publish(conn: Connection, models: int, shapes: int = 1) -> None:
     """Publish and activate a config of so many models, `gpt-4o` among them, by formulas of so many shapes."""
     formulas = {"gpt-4o": FORMULA}
     for number in range(1, models):
-        shape = "".join(f" + output_tokens * {number + term}" for term in range(number % shapes))
+        shape = "".join(f" + {name}_tokens * 0.5" for name in _terms(number % shapes))
         formulas[f"vendor-{number % 50}/model-{number}"] = FORMULA.replace("0.01", f"0.01{number:04}") + shape
     ducto_pg.CreditManager(conn).publish_pricing({"models": formulas, "plans": PLANS})
+
+
+def _terms(shape: int) -> list[str]:
+    """The terms of a shape, by the digits of its number in base two."""
+    return ["input" if digit == "0" else "output" for digit in f"{shape:b}"] if shape else []
 
 
 def open_accounts(conn: Connection, accounts: int) -> None:

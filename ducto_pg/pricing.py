@@ -147,14 +147,16 @@ class _Compiler:
                 row["composed_id"], row["composed_rates"] = self.compiled(self.composed(formula))
 
     def composed(self, formula: Formula) -> exp.Expr:
-        """The price of a usage without job, of the parts that the config has."""
+        """The price of a usage without job, of the parts that the config has; below zero where the charge is of zero."""
         search, cache = self.formulas.search, self.formulas.cache
+        if not search and not cache:
+            return formula.tree
         total = _at_least_zero(formula.tree)
         if search:
             total = exp.Add(this=total, expression=_at_least_zero(search.tree))
         if cache:
             total = exp.Add(this=total, expression=cache.tree)
-        return _at_least_zero(total) if search or cache else total
+        return total
 
     def terms(self) -> list[dict[str, Any]]:
         """What a charge needs of the config, for accounts without a plan ('') and on each plan."""

@@ -111,22 +111,23 @@ end
 $$;
 
 -- A binary search for one of these formulas, which stand in order, as PL/pgSQL.
-create or replace function ducto_private.branches(p_formulas ducto_private.formulas[]) returns text
+create or replace function ducto_private.branches(p_ids bigint[]) returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_half constant integer := cardinality(p_formulas) / 2;
+  v_half constant integer := cardinality(p_ids) / 2;
 begin
-  return case cardinality(p_formulas)
+  return case cardinality(p_ids)
     when 0 then ''
-    when 1 then format(E'if p_formula_id = %s then\n%s;\nend if;\n', p_formulas[1].formula_id, p_formulas[1].body)
-    else format(E'if p_formula_id <= %s then\n%selse\n%send if;\n', p_formulas[v_half].formula_id,
-      ducto_private.branches(p_formulas[:v_half]), ducto_private.branches(p_formulas[v_half + 1:])) end;
+    when 1 then format(E'if p_formula_id = %s then\n  return ducto_private.%I(p_usage, p_rates);\nend if;\n',
+      p_ids[1], ducto_private.formula_name(p_ids[1]))
+    else format(E'if p_formula_id <= %s then\n%selse\n%send if;\n',
+      p_ids[v_half], ducto_private.branches(p_ids[:v_half]), ducto_private.branches(p_ids[v_half + 1:])) end;
 end
 $$;
 
--- Makes what follows from the rows of formulas: their functions, and evaluate(), which has all their bodies.
+-- Makes what follows from the rows of formulas: their functions, and evaluate(), which calls them by id.
 create or replace function ducto_private.make_formulas() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -147,7 +148,7 @@ begin
     execute format('revoke all on function ducto_private.%I(jsonb, numeric[]) from public', v_name);
   end loop;
   v_body := format(E'begin\n%sreturn ducto_private.evaluate_by_name(p_formula_id, p_usage, p_rates);\nend',
-    ducto_private.branches(array(select f from ducto_private.formulas as f order by f.formula_id)));
+    ducto_private.branches(array(select f.formula_id from ducto_private.formulas as f order by f.formula_id)));
   if not exists (
     select from pg_proc as p
     where p.oid = to_regprocedure('ducto_private.evaluate(bigint, jsonb, numeric[])') and p.prosrc = v_body)

@@ -415,7 +415,7 @@ class TestFormulas:
         publish(conn, load({"models": models(1)}))
         generated = formula_functions(conn)
         # Each shape, the same never below 0, and evaluate().
-        assert len(generated) == 25 * 2 + 1
+        assert len(generated) == 25 + 1
         publish(conn, load({"models": models(2)}))
         assert formula_functions(conn) == generated
         assert conn.execute("select count(*) from ducto_private.prices").fetchone() == (2 * 1466,)
@@ -474,7 +474,7 @@ class TestFormulas:
             "select p.proname, has_function_privilege('public', p.oid, 'execute') from pg_proc as p"
             " where p.proname ~ '^(formula_[0-9a-f]+|evaluate.*)$'"
         ).fetchall()
-        assert len(rows) == 2 * 2 + 2
+        assert len(rows) == 2 + 2
         assert not any(may for _, may in rows)
 
     @pytest.mark.parametrize("kind", ["quote", "ask", "terms", "prices"])
