@@ -147,7 +147,7 @@ class _Compiler:
                 row["composed_id"], row["composed_rates"] = self.compiled(self.composed(formula))
 
     def composed(self, formula: Formula) -> exp.Expr:
-        """The price of a usage without job, of the parts that the config has; below zero where the charge is of zero."""
+        """What a usage without a job costs, of the parts that the config has; what is below zero is charged as zero."""
         search, cache = self.formulas.search, self.formulas.cache
         if not search and not cache:
             return formula.tree
