@@ -4,24 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ducto_pg.client import AsyncCreditManager as AsyncCreditManager
-    from ducto_pg.client import CreditManager as CreditManager
-    from ducto_pg.engine import PricingEngine as PricingEngine
+    from ducto_pg.client.manager import AsyncCreditManager as AsyncCreditManager
+    from ducto_pg.client.manager import CreditManager as CreditManager
     from ducto_pg.errors import *  # noqa: F403
-    from ducto_pg.install import asetup as asetup
-    from ducto_pg.install import script as script
-    from ducto_pg.install import setup as setup
+    from ducto_pg.install.setup import asetup as asetup
+    from ducto_pg.install.setup import script as script
+    from ducto_pg.install.setup import setup as setup
     from ducto_pg.models import *  # noqa: F403
+    from ducto_pg.pricing.engine import PricingEngine as PricingEngine
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "setup": "install",
-    "asetup": "install",
-    "script": "install",
-    "PricingEngine": "engine",
-    "CreditManager": "client",
-    "AsyncCreditManager": "client",
+    "setup": "install.setup",
+    "asetup": "install.setup",
+    "script": "install.setup",
+    "PricingEngine": "pricing.engine",
+    "CreditManager": "client.manager",
+    "AsyncCreditManager": "client.manager",
 }
 
 

@@ -189,7 +189,7 @@ class PricingConfigData(BaseModel):
     """A pricing config: formulas by model, tool, search and cache, fixed prices by job, and the terms of charging.
 
     `factor` is the credits for one unit of what the formulas give, so that a list can stand in money; `fixed` is in
-    credits. Checks shapes only; `ducto_pg.config.load` and `PricingEngine` check the whole, formulas included.
+    credits. Checks shapes only; `ducto_pg.pricing.config.load` and `PricingEngine` check the whole, formulas included.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())

@@ -27,10 +27,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from ducto_pg import config, servers
-from ducto_pg.client import CreditManager
+from ducto_pg import servers
+from ducto_pg.client.manager import CreditManager
 from ducto_pg.embedded import Server
-from ducto_pg.engine import PricingEngine
 from ducto_pg.errors import DuctoError
 from ducto_pg.formula.arithmetic import add
 from ducto_pg.models import (
@@ -41,6 +40,8 @@ from ducto_pg.models import (
     TeamDeductionResult,
     UsageMetrics,
 )
+from ducto_pg.pricing import config
+from ducto_pg.pricing.engine import PricingEngine
 
 WORKERS = 4
 REQUESTS_PER_ACCOUNT = 16

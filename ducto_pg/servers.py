@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ducto_pg import embedded
 from ducto_pg.embedded import Server, ServerError
-from ducto_pg.install import check_dsn
+from ducto_pg.install.setup import check_dsn
 
 OLDEST_MAJOR = 14
 

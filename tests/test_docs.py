@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from places import ROOT
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -27,7 +28,6 @@ from ducto_pg.errors import REFUSALS
 
 Connection = psycopg.Connection[Any]
 
-ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 FROM_SCRATCH = {"README.md", "docs/operations.md"}
 OF_ITS_OWNER = "docs/start.md"

@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import ducto_pg
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow

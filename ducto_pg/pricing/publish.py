@@ -14,11 +14,11 @@ from typing import Any
 from sqlglot import exp
 
 from ducto_pg import exactjson
-from ducto_pg.config import DEFAULT, SECTION_KEYS, check, credit_factor
 from ducto_pg.formula.arithmetic import trim_scale
 from ducto_pg.formula.generator import compile_function, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData, UsageMetrics
+from ducto_pg.pricing.config import DEFAULT, SECTION_KEYS, check, credit_factor
 
 _HEADER = """\
 -- Prices for ducto_pg, compiled from a pricing config. Do not edit: change the config and compile it again.

@@ -34,12 +34,12 @@ def read(folder: str) -> list[SqlFile]:
 
 def template() -> str:
     """The text around them that installs."""
-    return files("ducto_pg").joinpath("install.sql").read_text("utf-8")
+    return files("ducto_pg.install").joinpath("install.sql").read_text("utf-8")
 
 
 def _folder(name: str) -> Traversable:
     inside = files("ducto_pg").joinpath(name)
-    return inside if inside.is_dir() else Path(__file__).parent.parent / name
+    return inside if inside.is_dir() else Path(__file__).parents[2] / name
 
 
 def _sql_files(folder: Traversable) -> Iterator[SqlFile]:

@@ -17,8 +17,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ducto_pg import __version__, exactjson, sqlfiles
+from ducto_pg import __version__, exactjson
 from ducto_pg.errors import InvalidArgumentError
+from ducto_pg.install import sqlfiles
 from ducto_pg.models import SetupResult
 
 Roles = str | Iterable[str]

@@ -11,11 +11,12 @@ import pytest
 from conftest import Connect
 from formulas import METRICS, VARIABLES, Formulas
 
-from ducto_pg import CreditManager, exactjson, pricing
-from ducto_pg.config import load
-from ducto_pg.engine import PricingEngine
+from ducto_pg import CreditManager, exactjson
 from ducto_pg.errors import DuctoError
 from ducto_pg.models import PricingConfigData
+from ducto_pg.pricing import publish as pricing
+from ducto_pg.pricing.config import load
+from ducto_pg.pricing.engine import PricingEngine
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -12,7 +12,7 @@ import pytest
 from psycopg import IsolationLevel
 
 from ducto_pg import CreditManager
-from ducto_pg.calls import Calls
+from ducto_pg.client.calls import Calls
 from ducto_pg.errors import ConcurrencyError, DuctoError
 
 Connection = psycopg.Connection[Any]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from formulas import DEFAULTS, Formulas
 
-from ducto_pg import exactjson, pricing
-from ducto_pg.calls import Calls
-from ducto_pg.config import load
-from ducto_pg.engine import PricingEngine
+from ducto_pg import exactjson
+from ducto_pg.client.calls import Calls
 from ducto_pg.errors import DuctoError, InvalidArgumentError
 from ducto_pg.formula.arithmetic import evaluation, trim_scale
+from ducto_pg.pricing import publish as pricing
+from ducto_pg.pricing.config import load
+from ducto_pg.pricing.engine import PricingEngine
 
 SHOP: dict[str, Any] = {
     "models": {

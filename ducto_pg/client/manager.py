@@ -1,4 +1,4 @@
-"""`CreditManager` and `AsyncCreditManager`: two ways to run the calls of `ducto_pg.calls`."""
+"""`CreditManager` and `AsyncCreditManager`: two ways to run the calls of `ducto_pg.client.calls`."""
 
 import asyncio
 import threading
@@ -14,9 +14,9 @@ from psycopg.rows import TupleRow, tuple_row
 from psycopg.types.numeric import NumericBinaryLoader, NumericLoader
 
 from ducto_pg import exactjson
-from ducto_pg.calls import Calls, Statement
+from ducto_pg.client.calls import Calls, Statement
 from ducto_pg.errors import InvalidArgumentError, from_sqlstate
-from ducto_pg.install import SetupOptions, asetup, check_dsn, setup
+from ducto_pg.install.setup import SetupOptions, asetup, check_dsn, setup
 from ducto_pg.models import SetupResult
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CreditManager(Calls):
             return setup(conn, **options)
 
     def run(self, statement: Statement[T]) -> T:
-        """Run a statement of `ducto_pg.calls` and read its answer."""
+        """Run a statement of `ducto_pg.client.calls` and read its answer."""
         with _errors(), self._connection() as conn, psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
             _read_exactly(cursor)
             cursor.execute(statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None)
@@ -103,7 +103,7 @@ class AsyncCreditManager(Calls):
             return await asetup(conn, **options)
 
     async def run(self, statement: Statement[T]) -> T:
-        """Run a statement of `ducto_pg.calls` and read its answer."""
+        """Run a statement of `ducto_pg.client.calls` and read its answer."""
         with _errors():
             async with self._connection() as conn, psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
                 _read_exactly(cursor)

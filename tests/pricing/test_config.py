@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import CONFORMANCE
 
 from ducto_pg import exactjson
-from ducto_pg.config import check, credit_factor, load
 from ducto_pg.errors import ConfigError, ExpressionError
 from ducto_pg.models import PricingConfigData
+from ducto_pg.pricing.config import check, credit_factor, load
 
 PRICE = "input_tokens * 0.001"
-CONFORMANCE = Path(__file__).parents[2] / "shared" / "conformance" / "config_validation.json"
+CONFIGS = CONFORMANCE / "config_validation.json"
 
 FULL: dict[str, Any] = {
     "version": 1,
@@ -257,9 +258,9 @@ def test_a_config_built_by_hand_is_checked_too() -> None:
         load(PricingConfigData(models={"a": PRICE}, default_plan="gone"))
 
 
-@pytest.mark.skipif(not CONFORMANCE.exists(), reason="not part of a clone")
+@pytest.mark.skipif(not CONFIGS.exists(), reason="not part of a clone")
 def test_configs_that_others_accept_and_refuse() -> None:
-    cases = exactjson.loads(CONFORMANCE.read_text())["cases"]
+    cases = exactjson.loads(CONFIGS.read_text())["cases"]
     undisputed = [case for case in cases if not case["disputed"]]
     assert len(undisputed) > 20
     for case in undisputed:

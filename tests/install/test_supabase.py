@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from places import ROOT
 from psycopg.conninfo import conninfo_to_dict
 from supabase_helpers import (
     CLI,
@@ -38,14 +39,15 @@ from supabase_helpers import (
 from test_docs import Block, Reader, blocks
 
 import ducto_pg
-from ducto_pg import CreditManager, config, supabase
+from ducto_pg import CreditManager
 from ducto_pg.cli import main
 from ducto_pg.embedded import Server
 from ducto_pg.errors import InvalidArgumentError
+from ducto_pg.install import supabase
+from ducto_pg.pricing import config
 
 Connection = psycopg.Connection[Any]
 
-ROOT = Path(__file__).parent.parent
 PAGE = "docs/supabase.md"
 PRICES = config.load(ROOT / "examples" / "prices.yaml")
 OTHER_PRICES = config.load({"models": {"any": "input_tokens"}})
@@ -93,7 +95,7 @@ class TestMigrations:
         assert write(PRICES, "autumn") == ["prices.sql"]
         assert write(grant_to=["app", "it's"]) == ["grants.sql"]
         with monkeypatch.context() as patch:
-            patch.setattr("ducto_pg.install.__version__", "99.0")
+            patch.setattr("ducto_pg.install.setup.__version__", "99.0")
             assert write(grant_to=["app", "it's"]) == ["schema.sql"]
         assert write() == ["schema.sql"]
         assert len(list((tmp_path / "supabase" / "migrations").iterdir())) == 9

@@ -18,11 +18,12 @@ from psycopg.rows import tuple_row
 from test_isolation import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
 
 import ducto_pg
-from ducto_pg import CreditManager, embedded, sqlfiles
-from ducto_pg.calls import Statement
-from ducto_pg.client import _read_exactly
+from ducto_pg import CreditManager, embedded
+from ducto_pg.client.calls import Statement
+from ducto_pg.client.manager import _read_exactly
 from ducto_pg.embedded import Server
-from ducto_pg.sqlfiles import SqlFile
+from ducto_pg.install import sqlfiles
+from ducto_pg.install.sqlfiles import SqlFile
 
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")

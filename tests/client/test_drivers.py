@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from places import ROOT
 from program_helpers import environment, npm_packages
 from test_docs import RUN_BY_TEST_DRIVERS, blocks
 
@@ -19,7 +20,6 @@ from ducto_pg.embedded import Server
 
 Connection = psycopg.Connection[Any]
 
-ROOT = Path(__file__).parent.parent
 DRIVERS = ROOT / "examples" / "drivers"
 PAGES = ("docs/any_language.md", "docs/migrations.md")
 PROGRAMS = {"python": [sys.executable], "alembic": [sys.executable, "-m", "alembic"]}

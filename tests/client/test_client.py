@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import ducto_pg
 from ducto_pg import AsyncCreditManager, CreditManager, UsageMetrics
-from ducto_pg.calls import Calls, Rpc
+from ducto_pg.client.calls import Calls, Rpc
 from ducto_pg.errors import NotInstalledError
 
 Connection = psycopg.Connection[Any]

@@ -16,7 +16,7 @@ from conftest import Clock
 from test_isolation import CONFIG, STEPS, STRICT, TEAM_STEPS, USAGE, scene, take_snapshot, team_scene
 
 from ducto_pg import CreditManager
-from ducto_pg.calls import Statement
+from ducto_pg.client.calls import Statement
 from ducto_pg.errors import ConcurrencyError
 from ducto_pg.models import CreateTeamResult, ReserveResult
 

@@ -2,13 +2,12 @@
 
 import inspect
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import CONFORMANCE
 
 from ducto_pg import exactjson
-from ducto_pg.engine import PricingEngine
 from ducto_pg.errors import (
     ConfigError,
     DuctoError,
@@ -20,8 +19,8 @@ from ducto_pg.errors import (
     UnknownModelError,
 )
 from ducto_pg.models import PricingConfig, PricingConfigData, UsageMetrics
+from ducto_pg.pricing.engine import PricingEngine
 
-CONFORMANCE = Path(__file__).parents[2] / "shared" / "conformance"
 PARTS = ("model_credits", "tool_credits", "search_credits", "cache_savings", "fixed_credits", "total")
 
 SHOP: dict[str, Any] = {

@@ -8,18 +8,18 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from ledger_helpers import UNKNOWN, Call, Ledger, Row, ask, at, open_ledger, rolled_back
+from places import CONFORMANCE
 
 from ducto_pg import CreditManager
 from ducto_pg.embedded import Server
 from ducto_pg.errors import ConfigError
 
-LIFECYCLES = Path(__file__).parents[2] / "shared" / "conformance" / "lifecycle.json"
+LIFECYCLES = CONFORMANCE / "lifecycle.json"
 
 CONFIG: dict[str, Any] = {
     "models": {"_default": "input_tokens", "gpt-4": "input_tokens * 2"},

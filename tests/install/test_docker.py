@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from places import ROOT
 from program_helpers import environment
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -23,7 +24,6 @@ from supabase_helpers import free_port, program
 from ducto_pg import CreditManager, embedded, servers
 from ducto_pg.embedded import Server
 
-ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -19,12 +19,12 @@ from typing import Any
 import psycopg
 
 from ducto_pg import __version__, exactjson
-from ducto_pg.calls import Calls, Parameter, Rpc
-from ducto_pg.cli_tables import Told, print_answer, print_json
-from ducto_pg.client import CreditManager
+from ducto_pg.cli.tables import Told, print_answer, print_json
+from ducto_pg.client.calls import Calls, Parameter, Rpc
+from ducto_pg.client.manager import CreditManager
 from ducto_pg.embedded import ServerError
 from ducto_pg.errors import ConfigError, DuctoError, NotInstalledError
-from ducto_pg.install import check_dsn
+from ducto_pg.install.setup import check_dsn
 from ducto_pg.models import Answer, PricingConfigData, PricingConfigResult, SweepResult
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -288,7 +288,7 @@ def _setup(arguments: argparse.Namespace) -> None:
 
 def _sql(arguments: argparse.Namespace) -> None:
     """print what setup does as one SQL script, for any migration tool"""
-    from ducto_pg.install import script
+    from ducto_pg.install.setup import script
 
     print(script(**_install_options(arguments)), end="")
 
@@ -375,7 +375,7 @@ def _unschedule(arguments: argparse.Namespace) -> None:
 
 def _diff(arguments: argparse.Namespace) -> None:
     """say what changes from one config to another"""
-    from ducto_pg.pricing import diff
+    from ducto_pg.pricing.publish import diff
 
     lines = diff(_config_of(arguments, arguments.old), _config_of(arguments, arguments.new))
     if arguments.json:
@@ -391,14 +391,14 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _compile(arguments: argparse.Namespace) -> None:
     """print a pricing config as SQL that publishes it without Python"""
-    from ducto_pg.pricing import compile_config
+    from ducto_pg.pricing.publish import compile_config
 
     print(compile_config(_load(arguments.config), label=arguments.label, activate=arguments.activate), end="")
 
 
 def _supabase_init(arguments: argparse.Namespace) -> None:
     """write what setup and publish do as migrations for `supabase db push`; again, only what has changed"""
-    from ducto_pg.supabase import write_migrations
+    from ducto_pg.install.supabase import write_migrations
 
     prices = _load(arguments.prices) if arguments.prices else None
     written = write_migrations(arguments.folder, prices, arguments.label, **_install_options(arguments))
@@ -425,7 +425,7 @@ def _manager(arguments: argparse.Namespace) -> Iterator[CreditManager]:
 
 
 def _load(file: str) -> PricingConfigData:
-    from ducto_pg.config import load
+    from ducto_pg.pricing.config import load
 
     try:
         if file == "-" and sys.stdin is None:
@@ -473,7 +473,3 @@ def _indented(value: object, indent: str = "\n") -> str:
     inner = indent + "  "
     lines = (f"{inner}{exactjson.dumps(key)}: {_indented(item, inner)}" for key, item in value.items())
     return "{" + ",".join(lines) + indent + "}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,12 +4,12 @@ import json
 import random
 import re
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from formulas import METRICS, Case, Formulas, compare, database_answers
+from places import CONFORMANCE, ROOT
 from sqlglot import exp
 
 from ducto_pg.errors import ExpressionError, FormulaError
@@ -20,8 +20,8 @@ from ducto_pg.formula.language import is_metric_name, nearest, parse
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-SUPPORT = Path(__file__).parents[1] / "sql" / "02_pricing_support.sql"
-CONFORMANCE = Path(__file__).parents[2] / "shared" / "conformance" / "expressions.json"
+SUPPORT = ROOT / "sql" / "02_pricing_support.sql"
+EXPRESSIONS = CONFORMANCE / "expressions.json"
 
 # a, b, c, d stand for input_tokens, output_tokens, tool_calls, search_queries; m for the model.
 ACCEPTED: list[tuple[str, dict[str, Any], str]] = [
@@ -484,9 +484,9 @@ OVERRULED = {"expr-025", "expr-057", "expr-059", "expr-061", "expr-121", "expr-1
 
 
 def test_the_undisputed_expressions_of_the_conformance_data() -> None:
-    if not CONFORMANCE.exists():
+    if not EXPRESSIONS.exists():
         pytest.skip("no conformance data here")
-    for case in json.loads(CONFORMANCE.read_text(), parse_float=Decimal)["cases"]:
+    for case in json.loads(EXPRESSIONS.read_text(), parse_float=Decimal)["cases"]:
         if case["disputed"] or case["id"] in OVERRULED:
             continue
         if case["seed"]["valid"]:

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ducto_pg.install import Roles, _names, script
+from ducto_pg.install.setup import Roles, _names, script
 from ducto_pg.models import PricingConfigData
 
 _GRANTS = """-- Who may call ducto_pg, besides Supabase's own roles. Run it where ducto_pg is set up.
@@ -38,7 +38,7 @@ def write_migrations(
     if any(roles):
         texts["grants"] = _GRANTS.format(", ".join(map(_names, roles)))
     if prices:
-        from ducto_pg.pricing import compile_config
+        from ducto_pg.pricing.publish import compile_config
 
         texts["prices"] = compile_config(prices, label=label)
 

@@ -72,7 +72,7 @@ from ducto_pg.models import (
 )
 
 if TYPE_CHECKING:
-    from ducto_pg.client import AsyncCreditManager, CreditManager
+    from ducto_pg.client.manager import AsyncCreditManager, CreditManager
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -293,8 +293,8 @@ def _publish(
     Publishing what a version already is, label included, activates that one and makes no new one. Only the role that
     installed may. Raises ConfigError for a config that cannot be used, with its path.
     """
-    from ducto_pg.config import load
-    from ducto_pg.pricing import publish_call
+    from ducto_pg.pricing.config import load
+    from ducto_pg.pricing.publish import publish_call
 
     if label is not None and not (isinstance(label, str) and exactjson.storable(label)):
         raise InvalidArgumentError(f"label must be a text without NUL, not {label!r}")

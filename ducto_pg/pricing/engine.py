@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from ducto_pg.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, credit_factor, load
 from ducto_pg.errors import (
     InvalidArgumentError,
     OutOfRangeError,
@@ -18,6 +17,7 @@ from ducto_pg.errors import (
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
 from ducto_pg.formula.language import KNOWN_VARIABLES, Formula, nearest
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
+from ducto_pg.pricing.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, credit_factor, load
 
 COUNTS = tuple(name for name in KNOWN_VARIABLES if name != "tool_calls")
 

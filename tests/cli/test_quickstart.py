@@ -10,12 +10,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from places import SHARED
 
-from ducto_pg import config, exactjson, quickstart
+from ducto_pg import exactjson, quickstart
 from ducto_pg.cli import main
 from ducto_pg.embedded import Server
-from ducto_pg.engine import PricingEngine
 from ducto_pg.models import UsageMetrics
+from ducto_pg.pricing import config
+from ducto_pg.pricing.engine import PricingEngine
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -125,7 +127,7 @@ def test_the_shipped_prices_are_sound() -> None:
 
 
 def test_the_shipped_prices_are_those_of_their_source() -> None:
-    source = Path(__file__).parents[2] / "shared" / "data" / "provider_usage_priced.json"
+    source = SHARED / "data" / "provider_usage_priced.json"
     if not source.exists():
         pytest.skip("the source is not here")
     engine = PricingEngine(config.load(quickstart._example("prices.yaml").read_bytes()))

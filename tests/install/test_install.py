@@ -18,9 +18,9 @@ import pytest
 from psycopg import sql
 
 import ducto_pg
-from ducto_pg import sqlfiles
 from ducto_pg.embedded import Server
-from ducto_pg.sqlfiles import SqlFile
+from ducto_pg.install import sqlfiles
+from ducto_pg.install.sqlfiles import SqlFile
 
 Connection = psycopg.Connection[Any]
 Role = Callable[..., str]
@@ -558,8 +558,8 @@ def test_the_files_are_found_in_a_zip(tmp_path: Path) -> None:
     package = Path(ducto_pg.__file__).parent
     archive = tmp_path / "site.zip"
     with zipfile.ZipFile(archive, "w") as zipped:
-        for file in [*package.glob("*.py"), *package.glob("*.sql")]:
-            zipped.write(file, f"ducto_pg/{file.name}")
+        for file in [*package.rglob("*.py"), *package.rglob("*.sql")]:
+            zipped.write(file, file.relative_to(package.parent))
         for folder in ("sql", "migrations"):
             for sql_file in sqlfiles.read(folder):
                 zipped.writestr(f"ducto_pg/{folder}/{sql_file.name}", sql_file.text.replace("\n", "\r\n"))

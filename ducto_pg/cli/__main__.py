@@ -1,0 +1,5 @@
+import sys
+
+from ducto_pg.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The RPCs as values, and the managers that run them."""

@@ -1,0 +1,1 @@
+"""What `setup()` does, and the SQL that it ships."""

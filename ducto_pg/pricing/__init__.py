@@ -1,0 +1,1 @@
+"""Price lists: a checked config, its rows and formulas, and the offline engine."""
