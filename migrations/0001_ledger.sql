@@ -230,7 +230,6 @@ left join ducto_private.transaction_details as d on d.transaction_id = t.transac
 -- erase_user() may empty the free texts; nothing else of a row ever changes.
 create function ducto_private.refuse_change() returns trigger
 language plpgsql
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if tg_op = 'UPDATE' then

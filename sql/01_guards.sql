@@ -24,7 +24,6 @@ $do$;
 -- An id as a caller gives it; null, which finds nothing, where it is none.
 create or replace function ducto_private.to_id(p_id text) returns uuid
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return case when p_id ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_id::uuid end;
@@ -33,7 +32,6 @@ $$;
 
 create or replace function ducto_private.invalid(p_message text, p_hint text, p_detail text default null) returns void
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise exception using errcode = '22023', message = p_message, hint = p_hint, detail = coalesce(p_detail, 'Nothing was changed.');
@@ -42,7 +40,6 @@ $$;
 
 create or replace function ducto_private.is_text(p_value text) returns boolean
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return p_value is not null and char_length(p_value) between 1 and 255
@@ -52,7 +49,6 @@ $$;
 
 create or replace function ducto_private.check_text(p_value text, p_argument text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if not ducto_private.is_text(p_value) then
@@ -67,7 +63,6 @@ $$;
 
 create or replace function ducto_private.check_key(p_key text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if char_length(p_key) not between 1 and 255 or btrim(p_key, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000') = '' then
@@ -79,7 +74,6 @@ $$;
 
 create or replace function ducto_private.check_metadata(p_metadata jsonb) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if jsonb_typeof(p_metadata) <> 'object' then
@@ -94,7 +88,6 @@ $$;
 
 create or replace function ducto_private.check_short(p_value text, p_argument text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if char_length(p_value) > 255 then
@@ -106,7 +99,6 @@ $$;
 
 create or replace function ducto_private.check_amount(p_amount bigint, p_least bigint, p_argument text default 'p_amount') returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_amount is null or p_amount < p_least then
@@ -118,7 +110,6 @@ $$;
 
 create or replace function ducto_private.check_choice(p_value text, p_choices text[], p_argument text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_value is null or p_value <> all (p_choices) then
@@ -130,7 +121,6 @@ $$;
 
 create or replace function ducto_private.check_limit(p_limit integer, p_hint text default 'Read page by page with p_before.') returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_limit not between 1 and 1000 then
@@ -142,7 +132,6 @@ $$;
 -- A usage without its nulls, as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
 create or replace function ducto_private.checked_usage(p_usage jsonb) returns jsonb
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_key text;

@@ -3,7 +3,6 @@
 -- The whole number at or below the exact quotient; floor(a / b) would round the quotient first.
 create or replace function ducto_private.floor_divide(p_left numeric, p_right numeric) returns numeric
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return div(p_left, p_right)
@@ -14,7 +13,6 @@ $$;
 -- What floor_divide leaves, with the sign of the divisor.
 create or replace function ducto_private.modulo(p_left numeric, p_right numeric) returns numeric
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_rest constant numeric := mod(p_left, p_right);
@@ -26,7 +24,6 @@ $$;
 -- The value at p_position (0 = the smallest) of the sorted values, the first of equal ones; between two, interpolated.
 create or replace function ducto_private.percentile(p_position numeric, p_values numeric[]) returns numeric
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_index constant integer := trunc(p_position);
@@ -47,7 +44,6 @@ $$;
 -- providers call a kind of token has our word for it. Or null.
 create or replace function ducto_private.nearest(p_name text, p_known text[]) returns text
 language sql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
   with plain as (
     select k.name, r.letters
@@ -79,7 +75,6 @@ $$;
 
 create or replace function ducto_private.did_you_mean(p_name text, p_known text[], p_else text) returns text
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return coalesce('did you mean ' || ducto_private.nearest(p_name, p_known) || '?', p_else);
@@ -88,7 +83,6 @@ $$;
 
 create or replace function ducto_private.unknown_metric(p_usage jsonb, p_known text[]) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name constant text := (
@@ -102,7 +96,6 @@ $$;
 
 create or replace function ducto_private.unknown_model(p_terms ducto_private.terms, p_model text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_model in ('', 'none') then
@@ -124,7 +117,6 @@ $$;
 
 create or replace function ducto_private.unknown_job(p_version integer, p_job text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise exception 'unknown job ''%''', left(p_job, 255)
@@ -138,7 +130,6 @@ $$;
 
 create or replace function ducto_private.cost_beyond_bigint(p_where text) returns void
 language plpgsql stable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   raise exception '%: the cost is beyond bigint', p_where

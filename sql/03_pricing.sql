@@ -6,7 +6,6 @@
 
 create or replace function ducto_private.lock_setup() returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_advisory_xact_lock(7235512, 1);
@@ -16,7 +15,6 @@ $$;
 -- The version that is active at p_now, or null.
 create or replace function ducto_private.active_version(p_now timestamptz) returns integer
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -29,7 +27,6 @@ $$;
 -- The terms of a version (null: of the one active at p_now) for accounts on a plan, null for none.
 create or replace function ducto_private.find_terms(p_version integer, p_plan text, p_now timestamptz) returns ducto_private.terms
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_terms ducto_private.terms;
@@ -50,7 +47,6 @@ $$;
 
 create or replace function ducto_private.find_version(p_version integer) returns ducto_private.pricing_versions
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row ducto_private.pricing_versions;
@@ -70,7 +66,6 @@ $$;
 -- The zone that the first recorded activation fixed, by whose days all statistics count; null before.
 create or replace function ducto_private.first_zone() returns text
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -88,7 +83,6 @@ $$;
 
 create or replace function ducto_private.formula_name(p_formula_id bigint) returns text
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return 'formula_' || lpad(to_hex(p_formula_id), 16, '0');
@@ -98,7 +92,6 @@ $$;
 -- The way to a formula for sessions that have not yet heard of its branch in evaluate().
 create or replace function ducto_private.evaluate_by_name(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) returns numeric
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_value numeric;
@@ -113,7 +106,6 @@ $$;
 -- A binary search for one of these formulas, which stand in order, as PL/pgSQL.
 create or replace function ducto_private.branches(p_ids bigint[]) returns text
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_half constant integer := cardinality(p_ids) / 2;
@@ -130,7 +122,6 @@ $$;
 -- Makes what follows from the rows of formulas: their functions, and evaluate(), which calls them by id.
 create or replace function ducto_private.make_formulas() returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_name text;
@@ -169,7 +160,6 @@ select ducto_private.make_formulas();
 -- the same in place.
 create or replace function ducto_private.serves(p_key text, p_name text) returns boolean
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return p_key = p_name
@@ -181,7 +171,6 @@ $$;
 -- the name, and so of the greatest key that is not above it.
 create or replace function ducto_private.find_price(p_version integer, p_section text, p_name text) returns ducto_private.prices
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_price ducto_private.prices;
@@ -208,7 +197,6 @@ $$;
 -- The price of a model: the plan's own, else the list's. Null where no key serves the name; _default is not asked.
 create or replace function ducto_private.find_model(p_terms ducto_private.terms, p_name text) returns ducto_private.prices
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_price ducto_private.prices;
@@ -226,7 +214,6 @@ $$;
 -- What one price gives for a usage, in credits.
 create or replace function ducto_private.part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return ducto_private.evaluate(p_price.formula_id, p_usage, p_price.rates) * p_factor;
@@ -239,7 +226,6 @@ $$;
 -- The credits of a fixed job.
 create or replace function ducto_private.job_price(p_version integer, p_job text) returns numeric
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_credits constant numeric := (
@@ -257,7 +243,6 @@ $$;
 -- The whole price of a usage, part by part, by the terms of a version and a plan.
 create or replace function ducto_private.price(p_terms ducto_private.terms, p_usage jsonb) returns ducto_private.quote
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_model constant text := coalesce(p_usage ->> 'model', '');
@@ -375,9 +360,7 @@ $$;
 
 create or replace function ducto.calculate_cost(p_metrics jsonb, p_user_id text default null, p_version integer default null)
 returns ducto.cost_breakdown
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_usage constant jsonb := ducto_private.checked_usage(p_metrics);
@@ -423,7 +406,6 @@ comment on function ducto.calculate_cost is
 -- When each activation ends, once one was added or taken back.
 create or replace function ducto_private.date_activations() returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   update ducto_private.activations as a
@@ -441,7 +423,6 @@ $$;
 
 create or replace function ducto_private.activate(p_version integer, p_at timestamptz) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_from integer;
@@ -497,7 +478,6 @@ $$;
 -- new has terms in the earlier versions too, for accounts on it once one of those is activated again.
 create or replace function ducto_private.write_terms(p_version integer, p_terms jsonb) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   with given as (
@@ -543,7 +523,6 @@ create or replace function ducto_private.publish(
   p_config jsonb, p_label text, p_formulas jsonb, p_prices jsonb, p_terms jsonb, p_activate boolean,
   p_at timestamptz default null) returns integer
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_hash constant bigint := jsonb_hash_extended(p_config, 0);
@@ -583,9 +562,7 @@ end
 $$;
 
 create or replace function ducto.get_pricing_config(p_version integer) returns ducto.pricing_config_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_row ducto_private.pricing_versions := ducto_private.find_version(p_version);
@@ -596,9 +573,7 @@ $$;
 comment on function ducto.get_pricing_config is 'The config of a published pricing version.';
 
 create or replace function ducto.get_active_pricing() returns ducto.pricing_config_result
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select v.id::text, v.config, v.version, v.label, null::text
   from (values (ducto_private.active_version(clock_timestamp()))) as a (version)
@@ -607,9 +582,7 @@ $$;
 comment on function ducto.get_active_pricing is 'The active pricing version; nulls where none is.';
 
 create or replace function ducto.get_pricing_history() returns setof ducto.pricing_config_history_item
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select v.id::text, v.version, v.label, v.version is not distinct from a.version, v.created_at, null::text
   from ducto_private.pricing_versions as v
@@ -620,9 +593,7 @@ comment on function ducto.get_pricing_history is 'All published pricing versions
 
 create or replace function ducto.activate_pricing(p_version integer, p_at timestamptz default null)
 returns ducto.pricing_config_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.activate(p_version, p_at);
@@ -633,9 +604,7 @@ comment on function ducto.activate_pricing is
   'Makes a published version the one that prices from now on, or from p_at on without any job; earlier charges keep theirs. At once ends every schedule recorded before. Recorded and reversible.';
 
 create or replace function ducto.unschedule_pricing(p_version integer) returns ducto.pricing_config_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_now timestamptz;

@@ -6,7 +6,6 @@
 -- Puts an event into the outbox. Only edges are events: a charge that crosses none writes none.
 create or replace function ducto_private.emit(p_account_id text, p_type text, p_payload jsonb, p_now timestamptz) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.events (event_id, account_id, type, payload, created_at)
@@ -18,7 +17,6 @@ $$;
 create or replace function ducto_private.tell_balance(
   p_account_id text, p_before bigint, p_after bigint, p_low_balance bigint, p_now timestamptz) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_before >= 0 and p_after < 0 then
@@ -56,7 +54,6 @@ create or replace function ducto_private.post(
   p_reason text default null)
 returns uuid
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid;
@@ -93,7 +90,6 @@ $$;
 
 create or replace function ducto_private.check_range(p_value numeric, p_what text, p_account_id text) returns void
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_value not between -9223372036854775807 and 9223372036854775807 then
@@ -107,7 +103,6 @@ $$;
 create or replace function ducto_private.unopened(p_account_id text, p_kind text, p_now timestamptz, p_terms ducto_private.terms)
 returns ducto_private.accounts
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, null, 0, 0, 0, p_account_id,
@@ -118,7 +113,6 @@ $$;
 -- Inserts an account and its bonus, if it has one. False if another session was first: then begin again.
 create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_version integer) returns boolean
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
@@ -142,7 +136,6 @@ $$;
 -- Locks an account; a null row where it is unknown.
 create or replace function ducto_private.lock_account(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;
@@ -160,7 +153,6 @@ $$;
 -- time of the call.
 create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_now timestamptz;
@@ -190,7 +182,6 @@ $$;
 -- The first instant with this local time or a later one, also where midnight happens twice or never.
 create or replace function ducto_private.first_instant(p_local timestamp, p_zone text) returns timestamptz
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -207,7 +198,6 @@ $$;
 create or replace function ducto_private.roll_allowance(p_account ducto_private.accounts, p_now timestamptz, p_zone text)
 returns ducto_private.accounts
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_month timestamp;
@@ -226,7 +216,6 @@ $$;
 create or replace function ducto_private.allowance_left(
   p_account ducto_private.accounts, p_terms ducto_private.terms, p_now timestamptz) returns bigint
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_account.plan_id is null or p_terms.free_allowance is null then
@@ -240,7 +229,6 @@ $$;
 -- Whether something of an account expired by p_now that its row still counts. spend() asks the same in place.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now);
@@ -251,7 +239,6 @@ $$;
 create or replace function ducto_private.without_expired(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if ducto_private.is_due(p_account, p_now) is not true then
@@ -275,7 +262,6 @@ $$;
 -- were due, or no longer kept for a hold. Returns the number of rows.
 create or replace function ducto_private.write_expiry(p_account_id text, p_now timestamptz) returns integer
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_steps constant ducto_private.due_lot[] := array(
@@ -312,7 +298,6 @@ $$;
 create or replace function ducto_private.expire(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if ducto_private.is_due(p_account, p_now) then
@@ -329,7 +314,6 @@ $$;
 -- An account as a reader sees it, changed_at the time of reading; a null row where it is unknown.
 create or replace function ducto_private.as_read(p_account_id text) returns ducto_private.accounts
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;

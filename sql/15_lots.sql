@@ -8,7 +8,6 @@
 -- all of them together the greatest R - H so far has expired.
 create or replace function ducto_private.due_lots(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
@@ -34,7 +33,6 @@ $$;
 -- go by that change itself.
 create or replace function ducto_private.expiry_steps(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
@@ -68,7 +66,6 @@ $$;
 -- When the next of an account's lots expires.
 create or replace function ducto_private.next_lot(p_account_id text, p_now timestamptz) returns timestamptz
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -81,7 +78,6 @@ $$;
 -- What an account's due lots keep for holds, once write_expiry() has run.
 create or replace function ducto_private.kept(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -97,7 +93,6 @@ create or replace function ducto_private.take_lots(
   p_account_id text, p_id uuid, p_amount bigint, p_after timestamptz, p_until timestamptz, p_first uuid)
 returns bigint
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_taken bigint;
@@ -131,7 +126,6 @@ $$;
 -- Counts an account's lots anew.
 create or replace function ducto_private.count_lots(p_account_id text, p_now timestamptz) returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   update ducto_private.accounts as a
@@ -157,7 +151,6 @@ create or replace function ducto_private.burn(
   p_first uuid default null)
 returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_held > 0 then
@@ -173,7 +166,6 @@ create or replace function ducto_private.open_lot(
   p_account_id text, p_now timestamptz, p_id uuid, p_amount bigint, p_expires_at timestamptz)
 returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_amount > 0 then
@@ -192,7 +184,6 @@ create or replace function ducto_private.restore_lots(
   p_account_id text, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
 returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_before numeric := (
@@ -249,9 +240,7 @@ $$;
 
 create or replace function ducto.sweep_expired_credits(p_dry_run boolean default false, p_limit integer default 1000)
 returns ducto.sweep_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_limit integer := coalesce(p_limit, 1000);

@@ -6,7 +6,6 @@
 -- The first local date of the day or month in which p_now lies; null for a lifetime.
 create or replace function ducto_private.window_of(p_period text, p_now timestamptz, p_zone text) returns date
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return case p_period
@@ -17,7 +16,6 @@ $$;
 
 create or replace function ducto_private.window_end(p_period text, p_first date, p_zone text) returns timestamptz
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return ducto_private.first_instant(p_first + case p_period when 'daily' then interval '1 day' else interval '1 month' end, p_zone);
@@ -29,7 +27,6 @@ $$;
 create or replace function ducto_private.window_spent(
   p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns numeric
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_start timestamptz := ducto_private.first_instant(p_first, p_zone);
@@ -55,7 +52,6 @@ $$;
 create or replace function ducto_private.caps_now(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
 returns setof ducto_private.spend_caps
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
@@ -78,7 +74,6 @@ create or replace function ducto_private.check_caps(
   p_debit bigint, p_admits boolean)
 returns ducto_private.caps_check
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 as $$
 declare
@@ -147,7 +142,6 @@ $$;
 create or replace function ducto_private.count_caps(p_check ducto_private.caps_check, p_debit bigint, p_now timestamptz)
 returns boolean
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 as $$
 declare
@@ -195,7 +189,6 @@ $$;
 create or replace function ducto_private.member_spent(p_member ducto_private.team_members, p_now timestamptz, p_zone text)
 returns numeric
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
@@ -212,7 +205,6 @@ create or replace function ducto_private.member_exceeds(
   p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_held bigint, p_amount bigint, p_left bigint)
 returns boolean
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_held numeric;
@@ -234,7 +226,6 @@ create or replace function ducto_private.count_member(
   p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_debit bigint, p_at timestamptz)
 returns boolean
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
@@ -254,7 +245,6 @@ $$;
 create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint, p_zone text)
 returns ducto.spend_cap
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision,
@@ -269,9 +259,7 @@ create or replace function ducto.set_spend_cap(
   p_model text default null,
   p_action text default 'deny')
 returns ducto.spend_cap
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_zone text;
@@ -320,9 +308,7 @@ comment on function ducto.set_spend_cap is
   'Bounds what is debited from an account''s balance in a local day or month, for all models or one: deny, warn or notify. What the window has spent already counts.';
 
 create or replace function ducto.remove_spend_cap(p_user_id text, p_cap_type text, p_model text default null) returns ducto.spend_cap
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_zone text := ducto_private.first_zone();
@@ -353,9 +339,7 @@ $$;
 comment on function ducto.remove_spend_cap is 'Takes a cap away and answers what it was.';
 
 create or replace function ducto.list_spend_caps(p_user_id text) returns setof ducto.spend_cap
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_zone text := ducto_private.first_zone();
@@ -374,9 +358,7 @@ comment on function ducto.list_spend_caps is 'An account''s caps, and what their
 
 create or replace function ducto.check_spend_cap(p_user_id text, p_model text default null, p_amount bigint default 0)
 returns ducto.cap_check_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);

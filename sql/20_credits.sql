@@ -3,7 +3,6 @@
 create or replace function ducto_private.credits_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.add_credits_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(p_row.transaction_id, p_row.account_id, p_row.amount, p_row.balance_after, p_row.lifetime_purchased, p_idempotent,
@@ -14,7 +13,6 @@ $$;
 create or replace function ducto_private.credits_refusal(p_error text, p_account ducto_private.accounts)
 returns ducto.add_credits_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.lifetime_purchased, 0), false,
@@ -33,9 +31,7 @@ create or replace function ducto.add_credits(
   p_paid_currency text default null,
   p_reference text default null)
 returns ducto.add_credits_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_type text := coalesce(p_type, 'adjustment');
@@ -101,9 +97,7 @@ create or replace function ducto.remove_credits(
   p_metadata jsonb default null,
   p_idempotency_key text default null)
 returns ducto.add_credits_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_fingerprint bigint;
@@ -176,7 +170,6 @@ comment on function ducto.remove_credits is
 -- An account's balance as a reader sees it, and the largest hold admitted now (caps apart).
 create or replace function ducto_private.balance_answer(p_account ducto_private.accounts) returns ducto.balance_result
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_terms ducto_private.terms;
@@ -196,9 +189,7 @@ end
 $$;
 
 create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
@@ -239,9 +230,7 @@ comment on function ducto.get_balance is
   'An account''s balance, what holds claim of it, and the largest hold admitted now (caps apart); with p_at the balance at that time. Zeros for an unknown account.';
 
 create or replace function ducto.set_credit_limit(p_user_id text, p_limit bigint) returns ducto.balance_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_account ducto_private.accounts;
@@ -265,7 +254,6 @@ comment on function ducto.set_credit_limit is 'How far below zero an account may
 -- backwards along the sequence.
 create or replace function ducto_private.seq_at(p_account_id text, p_at timestamptz, p_before boolean default false) returns bigint
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_low bigint := 0;

@@ -7,7 +7,6 @@
 -- What makes two holds, extensions or charges the same request; zeros in a usage say nothing, and nulls are not in it.
 create or replace function ducto_private.fingerprint(p_ask ducto_private.ask) returns bigint
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return jsonb_hash_extended(jsonb_build_array(p_ask.call,
@@ -20,7 +19,6 @@ $$;
 create or replace function ducto_private.charge_refusal(
   p_error text, p_account ducto_private.accounts, p_shortfall bigint default 0) returns ducto.deduction_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(null, null, 0, coalesce(p_account.balance, 0), false, p_error, 0, 0, p_shortfall, '{}'::text[],
@@ -30,7 +28,6 @@ $$;
 
 create or replace function ducto_private.hold_refusal(p_error text, p_account ducto_private.accounts) returns ducto.reserve_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(null, null, 0, coalesce(p_account.balance, 0), coalesce(p_account.held, 0), p_error, false, null, '{}'::text[],
@@ -42,7 +39,6 @@ $$;
 create or replace function ducto_private.charge_replay(p_id uuid, p_ask ducto_private.ask, p_account ducto_private.accounts)
 returns ducto.deduction_result
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row constant ducto_private.ledger := ducto_private.find_transaction(p_id::text, p_account.account_id);
@@ -67,7 +63,6 @@ $$;
 create or replace function ducto_private.hold_replay(
   p_key ducto_private.hold_keys, p_ask ducto_private.ask, p_account ducto_private.accounts) returns ducto.reserve_result
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_key.fingerprint <> ducto_private.fingerprint(p_ask) then
@@ -82,7 +77,6 @@ $$;
 -- What is asked, checked as far as that needs no account and no price, its usage without nulls.
 create or replace function ducto_private.checked_ask(p_ask ducto_private.ask) returns ducto_private.ask
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_ask.amount is null and p_ask.job is null then
@@ -99,7 +93,6 @@ $$;
 create or replace function ducto_private.price_ask(p_ask ducto_private.ask, p_terms ducto_private.terms)
 returns ducto_private.quote
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_quote ducto_private.quote;
@@ -121,7 +114,6 @@ $$;
 -- The refusal that misuse is in a batch; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return case p_sqlstate
@@ -137,7 +129,6 @@ $$;
 -- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
 create or replace function ducto_private.spend(p_account_id text, p_asks ducto_private.ask[]) returns ducto_private.answers
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account ducto_private.accounts;

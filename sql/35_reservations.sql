@@ -3,7 +3,6 @@
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_ttl_seconds not between 1 and 2592000 then
@@ -15,7 +14,6 @@ $$;
 
 create or replace function ducto_private.check_hold(p_operation_type text, p_ttl_seconds integer, p_min_balance bigint) returns void
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform ducto_private.check_text(coalesce(p_operation_type, 'usage'), 'p_operation_type');
@@ -27,7 +25,6 @@ $$;
 -- Finds a hold by its id, of p_user_id only where that is given.
 create or replace function ducto_private.find_hold(p_reservation_id text, p_user_id text) returns ducto_private.reservations
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_reservation_id);
@@ -50,9 +47,7 @@ create or replace function ducto.reserve(
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
@@ -76,9 +71,7 @@ create or replace function ducto.reserve_credits(
   p_idempotency_key text default null,
   p_model text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
@@ -103,9 +96,7 @@ create or replace function ducto.reserve_team(
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
@@ -132,9 +123,7 @@ create or replace function ducto.reserve_team_credits(
   p_idempotency_key text default null,
   p_model text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
@@ -158,9 +147,7 @@ create or replace function ducto.extend_reservation(
   p_user_id text default null,
   p_idempotency_key text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_add bigint := coalesce(p_add_amount, 0);
@@ -181,9 +168,7 @@ comment on function ducto.extend_reservation is
 
 create or replace function ducto.release_reservation(p_reservation_id text, p_user_id text default null)
 returns ducto.reserve_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_account ducto_private.accounts;
@@ -226,7 +211,6 @@ comment on function ducto.release_reservation is 'Gives a hold back without char
 -- A hold as its reader sees it at p_now.
 create or replace function ducto_private.hold_answer(p_hold ducto_private.reservations, p_now timestamptz) returns ducto.reservation
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_hold.status = 'active' and p_hold.expires_at <= p_now then
@@ -241,9 +225,7 @@ end
 $$;
 
 create or replace function ducto.get_reservation(p_reservation_id text, p_user_id text default null) returns ducto.reservation
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_hold ducto_private.reservations;
@@ -264,9 +246,7 @@ comment on function ducto.get_reservation is 'A hold by its id; with p_user_id o
 create or replace function ducto.list_reservations(
   p_user_id text, p_active boolean default true, p_limit integer default 50, p_before timestamptz default null)
 returns setof ducto.reservation
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_now timestamptz;

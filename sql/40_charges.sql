@@ -3,7 +3,6 @@
 create or replace function ducto_private.as_team_charge(p_team_id text, p_answer ducto.deduction_result)
 returns ducto.team_deduction_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(p_answer.transaction_id, case when p_answer.error is null then p_team_id end, p_answer.user_id, p_answer.amount,
@@ -20,9 +19,7 @@ create or replace function ducto.deduct(
   p_reservation_id text default null,
   p_final boolean default true)
 returns ducto.deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
@@ -41,9 +38,7 @@ create or replace function ducto.deduct_credits(
   p_model text default null,
   p_final boolean default true)
 returns ducto.deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
@@ -60,9 +55,7 @@ create or replace function ducto.deduct_fixed(
   p_idempotency_key text default null,
   p_metadata jsonb default null)
 returns ducto.deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
@@ -82,9 +75,7 @@ create or replace function ducto.deduct_team(
   p_reservation_id text default null,
   p_final boolean default true)
 returns ducto.team_deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
@@ -106,9 +97,7 @@ create or replace function ducto.deduct_team_credits(
   p_model text default null,
   p_final boolean default true)
 returns ducto.team_deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
@@ -122,9 +111,7 @@ comment on function ducto.deduct_team_credits is
   'Charges a known amount to a team''s pool, for a member: directly, or against a hold.';
 
 create or replace function ducto.deduct_batch(p_charges jsonb) returns setof ducto.deduction_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_account_id text;

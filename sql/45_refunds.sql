@@ -2,7 +2,6 @@
 
 create or replace function ducto_private.refund_refusal(p_error text, p_account ducto_private.accounts) returns ducto.refund_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(null, null, null, 0, coalesce(p_account.balance, 0), p_error, 0, 0, false, coalesce(p_account.revision, 0))::ducto.refund_result;
@@ -12,7 +11,6 @@ $$;
 create or replace function ducto_private.refund_answer(p_row ducto_private.ledger, p_idempotent boolean)
 returns ducto.refund_result
 language plpgsql immutable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(p_row.transaction_id, p_row.refers_to, p_row.account_id, p_row.amount, p_row.balance_after, null,
@@ -28,9 +26,7 @@ create or replace function ducto.refund_credits(
   p_idempotency_key text default null,
   p_user_id text default null)
 returns ducto.refund_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_id uuid;

@@ -3,7 +3,6 @@
 -- How the config of a version turns cost into credits.
 create or replace function ducto_private.rounding_of(p_version integer, p_type text) returns text
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -15,7 +14,6 @@ $$;
 
 create or replace function ducto_private.transaction_answer(p_row ducto_private.ledger) returns ducto.transaction
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
@@ -29,7 +27,6 @@ $$;
 create or replace function ducto_private.find_transaction(p_transaction_id text, p_user_id text)
 returns ducto_private.ledger
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_transaction_id);
@@ -46,7 +43,6 @@ $$;
 -- The row that a key wrote; null where none did.
 create or replace function ducto_private.find_by_key(p_account_id text, p_key text) returns ducto_private.ledger
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row ducto_private.ledger;
@@ -61,9 +57,7 @@ end
 $$;
 
 create or replace function ducto.get_transaction(p_transaction_id text, p_user_id text default null) returns ducto.transaction
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_row ducto_private.ledger;
@@ -93,9 +87,7 @@ create or replace function ducto.list_transactions(
   p_from timestamptz default null,
   p_to timestamptz default null)
 returns setof ducto.transaction
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_from bigint := 0;
@@ -140,7 +132,6 @@ comment on function ducto.list_transactions is
 create or replace function ducto_private.formulas_of(p_terms ducto_private.terms, p_usage jsonb, p_key text, p_job_only boolean)
 returns jsonb
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_config constant jsonb := (ducto_private.find_version(p_terms.version)).config;
@@ -163,9 +154,7 @@ end
 $$;
 
 create or replace function ducto.explain_transaction(p_transaction_id text, p_user_id text default null) returns ducto.explanation
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_row ducto_private.ledger;

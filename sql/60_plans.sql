@@ -1,9 +1,7 @@
 -- Plans: sold by the active config, kept by those on them at their last terms once a config drops them.
 
 create or replace function ducto.set_user_plan(p_user_id text, p_plan_id text default null) returns ducto.set_user_plan_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_terms ducto_private.terms;
@@ -45,9 +43,7 @@ comment on function ducto.set_user_plan is
   'Puts an account on a plan of the active config, or with null on none, opening it if it is new. What was used of the allowance stays used.';
 
 create or replace function ducto.get_user_plan(p_user_id text) returns ducto.get_user_plan_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
@@ -87,9 +83,7 @@ comment on function ducto.get_user_plan is
   'An account''s plan at its present terms, and what is left of its allowance; of an unseen user the config''s default_plan.';
 
 create or replace function ducto.check_feature(p_user_id text, p_feature text) returns ducto.check_feature_result
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_plan ducto.get_user_plan_result := ducto.get_user_plan(p_user_id);
@@ -105,9 +99,7 @@ comment on function ducto.check_feature is
   'A feature of an account''s plan. has_feature is false where it is absent, null, false, 0 or empty; value is returned either way.';
 
 create or replace function ducto.check_allowance(p_user_id text) returns ducto.allowance_result
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select p.plan_id, p.allowance_remaining, p.period_start, p.period_end, null::text, p.revision
   from ducto.get_user_plan(p_user_id) as p

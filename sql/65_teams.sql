@@ -3,9 +3,7 @@
 create or replace function ducto.create_team(
   p_name text, p_initial_balance bigint default 0, p_idempotency_key text default null, p_team_id text default null)
 returns ducto.create_team_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_initial bigint := coalesce(p_initial_balance, 0);
@@ -52,9 +50,7 @@ comment on function ducto.create_team is
   'Makes a team: an account with members. Without p_team_id its id comes from the key, or is random.';
 
 create or replace function ducto.get_team(p_team_id text) returns ducto.team
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_account ducto_private.accounts;
@@ -72,9 +68,7 @@ $$;
 comment on function ducto.get_team is 'A team, its pool''s balance and the number of its present members.';
 
 create or replace function ducto.get_team_balance(p_team_id text) returns ducto.team_balance_result
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select t.team_id, t.name, t.balance, t.member_count, t.error, t.revision
   from ducto.get_team(p_team_id) as t
@@ -88,9 +82,7 @@ create or replace function ducto.add_team_member(
   p_spend_cap bigint default null,
   p_spend_cap_period text default 'lifetime')
 returns ducto.add_team_member_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_role text := coalesce(p_role, 'member');
@@ -130,9 +122,7 @@ comment on function ducto.add_team_member is
   'Makes a user a member, or changes a member''s role and cap. The cap bounds what the pool is debited for the member in its period; a member who rejoins keeps total_spent.';
 
 create or replace function ducto.remove_team_member(p_team_id text, p_user_id text) returns ducto.add_team_member_result
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_account ducto_private.accounts;
@@ -164,9 +154,7 @@ comment on function ducto.remove_team_member is
   'Ends a membership; its history stays, and its open holds can still be settled.';
 
 create or replace function ducto.get_team_members(p_team_id text) returns setof ducto.team_member
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_zone text := ducto_private.first_zone();

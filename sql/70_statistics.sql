@@ -20,7 +20,6 @@ from ducto_private.transactions as t;
 -- first has an earlier date, as some have where clocks are put back across midnight.
 create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -42,7 +41,6 @@ $$;
 -- beats looking them up account by account; its length is estimated, for this decides on speed alone.
 create or replace function ducto_private.counted_until() returns timestamptz
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return (
@@ -55,7 +53,6 @@ $$;
 
 create or replace function ducto_private.usage_span(p_start timestamptz, p_end timestamptz) returns ducto_private.usage_span
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_counted timestamptz := ducto_private.counted_until();
@@ -93,7 +90,6 @@ $$;
 -- planner join the whole ledger to find a few rows of each account.
 create or replace function ducto_private.uncounted(p_before timestamptz) returns setof ducto_private.usage
 language plpgsql stable rows 100
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_account record;
@@ -116,7 +112,6 @@ $$;
 create or replace function ducto_private.usage_of(p_by text, p_daily boolean, p_span ducto_private.usage_span)
 returns setof ducto_private.usage_sums
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return query
@@ -150,7 +145,6 @@ $$;
 -- A sum over many accounts as an answer can hold it: beyond bigint its greatest number.
 create or replace function ducto_private.clamp(p_sum numeric) returns bigint
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return least(p_sum, 9223372036854775807);
@@ -159,9 +153,7 @@ $$;
 
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
@@ -174,9 +166,7 @@ comment on function ducto.spend_by_user is
 
 create or replace function ducto.spend_by_model(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_model_row
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
@@ -189,9 +179,7 @@ comment on function ducto.spend_by_model is
 
 create or replace function ducto.daily_spend(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.daily_spend_row
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select u.day, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
     sum(u.cost), null::text
@@ -205,9 +193,7 @@ comment on function ducto.daily_spend is
 create or replace function ducto.top_users(
   p_limit integer default 10, p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.top_user_row
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 begin
   perform ducto_private.check_limit(p_limit, 'spend_by_user answers all.');
@@ -224,9 +210,7 @@ comment on function ducto.top_users is
 
 create or replace function ducto.aggregate_stats(p_start timestamptz default null, p_end timestamptz default null)
 returns ducto.aggregate_stats_row
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 as $$
 declare
   v_answer ducto.aggregate_stats_row;
@@ -265,9 +249,7 @@ comment on function ducto.aggregate_stats is
   'What was spent in [p_start, p_end) in all and on average on days with a charge, by how many, and on what and by whom most.';
 
 create or replace function ducto.rollup_usage() returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
@@ -337,7 +319,6 @@ comment on function ducto.rollup_usage is
 -- Where the rollups are not the sums of what they have counted.
 create or replace function ducto_private.rollup_violations() returns setof ducto.violation
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_zone text := coalesce(ducto_private.first_zone(), 'UTC');

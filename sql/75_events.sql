@@ -2,9 +2,7 @@
 
 create or replace function ducto.fetch_events(p_limit integer default 100, p_lease_seconds integer default 60)
 returns setof ducto.event
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_now timestamptz := clock_timestamp();
@@ -38,9 +36,7 @@ comment on function ducto.fetch_events is
   'Leases the oldest events that no other worker holds; one that is not acknowledged within the lease is delivered again.';
 
 create or replace function ducto.ack_events(p_ids text[]) returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_rows bigint;
@@ -63,9 +59,7 @@ $$;
 comment on function ducto.ack_events is 'Removes events that were dealt with, and answers how many; an unknown id is not an error.';
 
 create or replace function ducto.erase_user(p_user_id text) returns bigint
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql volatile
 as $$
 declare
   v_ids text[];

@@ -2,7 +2,6 @@
 
 create or replace function ducto_private.own_id() returns text
 language plpgsql stable
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_claims jsonb;
@@ -21,9 +20,7 @@ end
 $$;
 
 create or replace function ducto.my_balance() returns ducto.balance_result
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select b.*
   from ducto.get_balance(ducto_private.own_id()) as b
@@ -32,9 +29,7 @@ comment on function ducto.my_balance is 'The balance of the end user that is sig
 
 create or replace function ducto.my_transactions(p_limit integer default 50, p_before bigint default null)
 returns setof ducto.transaction
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select t.*
   from ducto.list_transactions(ducto_private.own_id(), p_limit, p_before) as t
@@ -42,9 +37,7 @@ $$;
 comment on function ducto.my_transactions is 'The ledger of the end user that is signed in, newest first; p_before is the last seq seen.';
 
 create or replace function ducto.my_plan() returns ducto.get_user_plan_result
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql stable
 as $$
   select p.*
   from ducto.get_user_plan(ducto_private.own_id()) as p

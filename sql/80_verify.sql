@@ -2,9 +2,7 @@
 
 -- Without the JIT compiler, which would work for seconds on so large a query.
 create or replace function ducto.verify_ledger(p_account_id text default null) returns setof ducto.violation
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language plpgsql stable
 set jit = off
 as $$
 declare

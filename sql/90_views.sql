@@ -64,8 +64,6 @@ from ducto_private.credit_lots as l;
 comment on view ducto_read.lots is 'Credits that expire: what was left of a grant once a debt was paid, and what is left of it now.';
 
 create or replace function ducto.version() returns text
-language sql immutable security definer
-set search_path = pg_catalog, pg_temp
-set standard_conforming_strings = on
+language sql immutable
 as $$ select '{{version}}'::text $$;
 comment on function ducto.version is 'The version of ducto_pg that installed this database.';

@@ -1,9 +1,9 @@
--- Who may call what. The rules are names, so that a new function falls under them without being listed.
+-- Who may call what, and what settings the functions have. The rules go by names, so that a new function falls under them
+-- without being listed.
 
 -- The audiences of an RPC: `call` uses credits, `admin` gives them and sets terms, `own` is the end user's own.
 create or replace function ducto_private.audiences(p_function name) returns text[]
 language plpgsql immutable parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
 begin
   return case
@@ -24,7 +24,6 @@ create or replace function ducto_private.apply_grants(
   p_grant_to text[] default '{}', p_grant_admin_to text[] default '{}', p_grant_read_to text[] default '{}',
   p_revoke_from text[] default '{}') returns void
 language plpgsql volatile
-set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_role text;
@@ -141,3 +140,22 @@ end
 $$;
 comment on function ducto_private.apply_grants is
   'Grants and revokes the rights on ducto and ducto_read by role; setup() calls it last. Without arguments it applies what is remembered.';
+
+-- What all our functions have in common, said once. RPCs run as the owner, and no caller's search path, temporary
+-- objects or settings reach into any function.
+do $$
+declare
+  v_function record;
+begin
+  for v_function in
+    select p.oid::regprocedure as name, p.pronamespace = 'ducto'::regnamespace as is_rpc
+    from pg_proc as p
+    where p.pronamespace in ('ducto'::regnamespace, 'ducto_private'::regnamespace) and p.prokind = 'f'
+  loop
+    execute format('alter function %s set search_path = pg_catalog, pg_temp', v_function.name);
+    if v_function.is_rpc then
+      execute format('alter function %s security definer set standard_conforming_strings = on', v_function.name);
+    end if;
+  end loop;
+end
+$$;
