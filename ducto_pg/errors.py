@@ -124,6 +124,18 @@ class FormulaError(DuctoError, ArithmeticError):
     default_code = "DU006"
 
 
+class UnpricedUsageError(DuctoError, ValueError):
+    """A count that no formula of the price names, and that the config does not call free (DU008)."""
+
+    default_code = "DU008"
+
+
+class NegativePriceError(DuctoError, ArithmeticError):
+    """A formula of a model, a tool or the search gives less than zero for this usage (DU009)."""
+
+    default_code = "DU009"
+
+
 class LedgerImmutableError(DuctoError):
     """Somebody tried to change or delete a ledger row (DU007)."""
 
@@ -226,6 +238,8 @@ SQLSTATES: dict[str, type[DuctoError]] = {
     "DU005": UnknownMetricError,
     "DU006": FormulaError,
     "DU007": LedgerImmutableError,
+    "DU008": UnpricedUsageError,
+    "DU009": NegativePriceError,
     "40001": ConcurrencyError,
     "40P01": ConcurrencyError,
 }
@@ -237,6 +251,8 @@ REFUSALS: dict[str, type[DuctoError]] = {
     "unknown_job": UnknownJobError,
     "unknown_metric": UnknownMetricError,
     "formula_error": FormulaError,
+    "unpriced_usage": UnpricedUsageError,
+    "negative_price": NegativePriceError,
     "out_of_range": OutOfRangeError,
 }
 

@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ducto_pg.errors import DuctoError, from_refusal
 from ducto_pg.exactjson import dumps
+from ducto_pg.formula.fields import FURTHER_COUNTS
 
 MAX_BIGINT = 2**63 - 1
 MAX_USAGE = 10**15
@@ -71,17 +72,32 @@ def _exact(value: Any) -> Decimal:
     return Decimal(_number(value))
 
 
-def _factor(value: Any) -> Decimal:
+def _long_number(value: Any) -> Decimal:
+    """An exact number with at most 30 digits either side of the point, or ValueError."""
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise ValueError(f"must be a number, not {value!r}")
-    factor = Decimal(value)
-    if not factor.is_finite() or factor <= 0:
-        raise ValueError(f"must be above 0, not {value}")
-    if factor.adjusted() >= MAX_FACTOR_DIGITS or int(factor.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
+    number = Decimal(value)
+    if not number.is_finite():
+        raise ValueError(f"must be a finite number, not {value}")
+    if number.adjusted() >= MAX_FACTOR_DIGITS or int(number.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
         raise ValueError(f"has at most {MAX_FACTOR_DIGITS} digits before and after the point")
-    return Decimal(format(factor, "f"))
+    return Decimal(format(number, "f"))
+
+
+def _factor(value: Any) -> Decimal:
+    factor = _long_number(value)
+    if factor <= 0:
+        raise ValueError(f"must be above 0, not {value}")
+    return factor
+
+
+def _provider_cost(value: Any) -> Decimal | None:
+    cost = None if value is None else _long_number(value)
+    if cost is not None and cost < 0:
+        raise ValueError(f"must not be negative: {value}")
+    return cost
 
 
 Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
@@ -90,6 +106,8 @@ Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
 Quantity = Annotated[Decimal, BeforeValidator(_exact)]
 """A further metric: 0 <= n < 10^15, at most 12 decimals."""
+ProviderCost = Annotated[Decimal, BeforeValidator(_provider_cost)]
+"""What a provider says it took, in its own money: at least 0, at most 30 decimals."""
 Factor = Annotated[Decimal, BeforeValidator(_factor)]
 """Above 0, at most 30 digits either side of the point."""
 
@@ -101,10 +119,13 @@ Factor = Annotated[Decimal, BeforeValidator(_factor)]
 class UsageMetrics(BaseModel):
     """What one operation used, told in the provider's own counts.
 
-    Counts are whole, 0 <= n < 10^15. `tool_calls` is a list of names or of `{"name": ...}`, or a count. Further names
-    are the config's own `metrics` (numbers with at most 12 decimals); whether the config knows them is checked when a
-    price is asked for. Raises a ValidationError (a ValueError) for negatives, NaN, text and floats, also on
-    assignment.
+    Counts are whole, 0 <= n < 10^15; `audio_seconds` has at most 12 decimals. `input_tokens` and `output_tokens`
+    are wholes: cached, audio, image and video input are parts of the one, reasoning, audio and image output of the
+    other. `tool_calls` is a list of names or of `{"name": ...}`, or a count. `provider_cost` is what the provider
+    says that it took; nobody is charged by it. `unread` holds the counts of a provider's answer that
+    `ducto_pg.usage.read` does not know, by their path. Further names are the config's own `metrics` (numbers with
+    at most 12 decimals); whether the config knows them is checked when a price is asked for. Raises a
+    ValidationError (a ValueError) for negatives, NaN, text and floats, also on assignment.
     """
 
     model_config = ConfigDict(extra="allow", validate_assignment=True, protected_namespaces=())
@@ -120,6 +141,20 @@ class UsageMetrics(BaseModel):
     web_search_calls: Count = 0
     code_exec_calls: Count = 0
     fixed_job: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    cache_write_1h_tokens: Count = 0
+    reasoning_tokens: Count = 0
+    input_audio_tokens: Count = 0
+    output_audio_tokens: Count = 0
+    cache_audio_read_tokens: Count = 0
+    input_image_tokens: Count = 0
+    output_image_tokens: Count = 0
+    input_video_tokens: Count = 0
+    audio_seconds: Quantity = Decimal(0)
+    characters: Count = 0
+    images: Count = 0
+    requests: Count = 0
+    provider_cost: ProviderCost | None = None
+    unread: dict[str, Quantity] | None = None
 
     __pydantic_extra__: dict[str, Quantity] = Field(init=False)
 
@@ -150,7 +185,12 @@ class UsageMetrics(BaseModel):
 
     def to_usage(self) -> dict[str, Any]:
         """The usage object that the SQL calls take: what says nothing is left out, numbers stay exact."""
-        known = {name: value for name in type(self).model_fields if (value := getattr(self, name)) not in (None, 0, [])}
+        said = self.model_fields_set.intersection(FURTHER_COUNTS)
+        known = {
+            name: value
+            for name in type(self).model_fields
+            if (value := getattr(self, name)) not in (None, 0, []) or name in said
+        }
         return known | (self.model_extra or {})
 
 
@@ -189,7 +229,11 @@ class PricingConfigData(BaseModel):
     """A pricing config: formulas by model, tool, search and cache, fixed prices by job, and the terms of charging.
 
     `factor` is the credits for one unit of what the formulas give, so that a list can stand in money; `fixed` is in
-    credits. Checks shapes only; `ducto_pg.pricing.config.load` and `PricingEngine` check the whole, formulas included.
+    credits. `match` says which names a key serves, `aliases` which other names a model has. A count that no formula
+    names and `free` does not list is refused or told (`unpriced`). `cached` says whether `input_tokens` counts
+    cached input. `costs` are single models' costs to you, before `factor`, where those are not what the formula
+    gives. Checks shapes only; `ducto_pg.pricing.config.load` and `PricingEngine` check the whole, formulas
+    included.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -210,6 +254,12 @@ class PricingConfigData(BaseModel):
     timezone: str = "UTC"
     overrun: Literal["debt", "reject"] = "debt"
     factor: Factor = Decimal(1)
+    match: Literal["dated", "prefix", "exact"] = "dated"
+    aliases: dict[str, str] = Field(default_factory=dict)
+    unpriced: Literal["refuse", "warn"] = "refuse"
+    free: list[str] = Field(default_factory=list)
+    cached: Literal["inside", "beside"] = "inside"
+    costs: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("version", mode="before")
     @classmethod

@@ -274,9 +274,10 @@ class TestPricing:
             assert str(manager.calculate_cost(metrics).total) == value, formula
 
     def test_every_function_is_there(self) -> None:
-        from ducto_pg.formula.language import _FUNCTIONS, KNOWN_VARIABLES
+        from ducto_pg.formula.fields import KNOWN_COUNTS
+        from ducto_pg.formula.language import _FUNCTIONS
 
-        for name in (*(f"{function}(" for function in _FUNCTIONS), *KNOWN_VARIABLES):
+        for name in (*(f"{function}(" for function in _FUNCTIONS), *KNOWN_COUNTS):
             assert f"`{name}" in self.TEXT, name
 
     def test_every_config_key_is_there(self) -> None:

@@ -7,7 +7,7 @@ so that formulas of one shape share a function, and so that the planner has no c
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import reduce
 from typing import Any, ClassVar, NamedTuple
@@ -16,12 +16,14 @@ from sqlglot import exp
 from sqlglot.generator import Generator
 
 from ducto_pg.formula.arithmetic import CHAINED, COMPARISONS, OPERATORS, spine, trim_scale
+from ducto_pg.formula.signs import signs
 
 _CALL_COUNT = (
     "case jsonb_typeof(p_usage -> 'tool_calls') when 'array'"
     " then jsonb_array_length(p_usage -> 'tool_calls')::numeric"
     " else coalesce(trim_scale((p_usage -> 'tool_calls')::numeric), 0) end"
 )
+_ONE_WITH_MODEL = "case when p_usage ->> 'model' in ('', 'none') is false then 1 else 0 end"
 _FUNCTIONS = {"min": "least", "max": "greatest"}
 _SIGNS: Mapping[type[exp.Expr], str] = {
     exp.Add: "+",
@@ -59,13 +61,24 @@ class Function(NamedTuple):
 
 
 def compile_function(tree: exp.Expr, defaults: Mapping[str, Decimal] | None = None) -> Function:
-    """A checked tree as SQL. `defaults` are those of the config's metrics; a field without one is 0 when absent."""
-    writer = _Writer(tree, defaults or {})
-    result = writer.generate(tree, copy=False)
-    declare = ["declare", *writer.declared] if writer.declared else []
-    body = "\n".join([*declare, "begin", f"  return {result};", "end"])
-    digest = hashlib.sha256(body.encode()).digest()
-    return Function(int.from_bytes(digest[:8], "big", signed=True), body, tuple(writer.rates))
+    """A checked tree as SQL. `defaults` are those of the config's metrics; a field without one is 0 when absent, and
+    `requests` 1 where a model is named."""
+    writer = _Writer([tree], defaults or {})
+    return writer.function(writer.sql(tree))
+
+
+def compile_sum(
+    priced: Sequence[exp.Expr], saved: Sequence[exp.Expr], defaults: Mapping[str, Decimal] | None = None
+) -> Function:
+    """The sum of checked trees as SQL; null where one of `priced` is below 0, which those of `saved` may be."""
+    writer = _Writer([*priced, *saved], defaults or {})
+    terms = [writer.sql(tree) for tree in priced]
+    for place, tree in enumerate(priced):
+        if -1 in signs(tree):
+            terms[place] = writer.declare(f"v_part_{place + 1}", terms[place])
+    guards = " and ".join(f"{term} >= 0" for term in terms if term.startswith("v_part_"))
+    total = " + ".join([*terms, *map(writer.sql, saved)])
+    return writer.function(f"case when {guards} then {total} end" if guards else total)
 
 
 def text(value: str) -> str:
@@ -74,19 +87,32 @@ def text(value: str) -> str:
 
 
 class _Writer(Generator):
-    """Writes one tree. What it names more than once is `declared`, the numbers of its text become `rates`."""
+    """Writes the trees of one function. What they name more than once is declared, their texts' numbers are `rates`."""
 
-    def __init__(self, tree: exp.Expr, defaults: Mapping[str, Decimal]) -> None:
+    def __init__(self, trees: Sequence[exp.Expr], defaults: Mapping[str, Decimal]) -> None:
         super().__init__(comments=False)
         self.rates: list[Decimal] = []
         self.defaults = defaults
         self.lifted: dict[int, str] = {}
-        uses = Counter(node.name for node in tree.dfs() if isinstance(node, exp.Var))
-        repeated = sorted(name for name, count in uses.items() if count > 1)
-        self.declared = [
-            f"  v_{name} constant {'text' if name == 'model' else 'numeric'} := {self.read(name)};" for name in repeated
-        ]
-        self.variables = {name: f"v_{name}" if name in repeated else "" for name in uses}
+        self.declared: list[str] = []
+        uses = Counter(node.name for tree in trees for node in tree.dfs() if isinstance(node, exp.Var))
+        self.variables = {
+            name: self.declare(f"v_{name}", self.read(name), "text" if name == "model" else "numeric")
+            for name, count in sorted(uses.items())
+            if count > 1
+        }
+
+    def declare(self, name: str, value: str, kind: str = "numeric") -> str:
+        """Evaluate a value once, under this name."""
+        self.declared.append(f"  {name} constant {kind} := {value};")
+        return name
+
+    def function(self, result: str) -> Function:
+        """The function that returns this value."""
+        declare = ["declare", *self.declared] if self.declared else []
+        body = "\n".join([*declare, "begin", f"  return {result};", "end"])
+        digest = hashlib.sha256(body.encode()).digest()
+        return Function(int.from_bytes(digest[:8], "big", signed=True), body, tuple(self.rates))
 
     def rate(self, value: Decimal) -> str:
         self.rates.append(value)
@@ -98,11 +124,13 @@ class _Writer(Generator):
             return "coalesce(p_usage ->> 'model', '')"
         if name == "tool_calls":
             return _CALL_COUNT
-        default = trim_scale(self.defaults.get(name, Decimal(0)))
-        return f"coalesce(trim_scale((p_usage -> '{name}')::numeric), {self.rate(default) if default else '0'})"
+        default = _ONE_WITH_MODEL if name == "requests" and name not in self.defaults else "0"
+        if value := trim_scale(self.defaults.get(name, Decimal(0))):
+            default = self.rate(value)
+        return f"coalesce(trim_scale((p_usage -> '{name}')::numeric), {default})"
 
     def _variable(self, node: exp.Expr) -> str:
-        return self.variables[node.name] or self.read(node.name)
+        return self.variables.get(node.name) or self.read(node.name)
 
     def _literal(self, node: exp.Expr) -> str:
         return text(node.name) if node.is_string else f"{node.name}::numeric"
@@ -122,7 +150,7 @@ class _Writer(Generator):
         if type(node) in _SIGNS:
             return f"({left} {_SIGNS[type(node)]} {right})"
         plain, floored = _WHOLE[type(node)]
-        function = plain if _never_negative(node.this) and _never_negative(node.expression) else floored
+        function = floored if -1 in signs(node.this) | signs(node.expression) else plain
         return f"{function}({left}, {right})"
 
     def _connective(self, node: exp.Expr) -> str:
@@ -164,24 +192,3 @@ class _Writer(Generator):
         exp.Or: _connective,
         exp.Not: lambda self, node: f"(not {self.sql(node.this)})",
     }
-
-
-_LEAVES = (exp.Literal, exp.Parameter, exp.Var)
-
-
-def _never_negative(node: exp.Expr) -> bool:
-    """Whether it shows in the tree that the value cannot be below 0: usage and literals are not."""
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, exp.Sub | exp.Neg):
-            return False
-        if isinstance(node, exp.Case):
-            waiting += [*(branch.args["true"] for branch in node.args["ifs"]), node.args["default"]]
-        elif isinstance(node, exp.Anonymous):
-            above = node.name == "max" and any(isinstance(argument, _LEAVES) for argument in node.expressions)
-            if node.name != "abs" and not above:
-                waiting += node.expressions
-        elif type(node) in OPERATORS:
-            waiting += [node.this, node.expression]
-    return True

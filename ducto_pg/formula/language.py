@@ -33,18 +33,8 @@ from ducto_pg.formula.arithmetic import (
     trim_scale,
 )
 from ducto_pg.formula.dialect import Comparisons, parse_text
+from ducto_pg.formula.fields import KNOWN_COUNTS, SEED_COUNTS
 
-KNOWN_VARIABLES: tuple[str, ...] = (
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "tool_calls",
-    "search_queries",
-    "search_results",
-    "web_search_calls",
-    "code_exec_calls",
-)
 MAX_LENGTH = 2_000
 MAX_NODES = 400
 MAX_DIGITS = 30
@@ -54,7 +44,7 @@ MAX_ROUND = 15
 _NUMBER = re.compile(r"(0|[1-9](?:_?[0-9])*)?(?:\.([0-9](?:_?[0-9])*)?)?(?:[eE][+-]?[0-9]{1,4})?")
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_WORDS = "and or not in if else case when then end true false none null model fixed_job"
+_WORDS = "and or not in if else case when then end true false none null model fixed_job provider_cost unread body api"
 _CONDITIONS = (*COMPARISONS, exp.And, exp.Or, exp.Not)
 _COMPARISON = {"<": exp.LT, "<=": exp.LTE, ">": exp.GT, ">=": exp.GTE, "=": exp.EQ, "<>": exp.NEQ}
 
@@ -93,7 +83,7 @@ class Formula:
 def parse(text: str, metrics: Collection[str] = ()) -> Formula:
     """Check a formula and reduce it to its core.
 
-    `metrics` are the config's numeric usage fields beyond `KNOWN_VARIABLES`. Raises ExpressionError, with the position
+    `metrics` are the config's numeric usage fields beyond `KNOWN_COUNTS`. Raises ExpressionError, with the position
     of the fault in the text (counted from 0) and the nearest known name for a misspelt one.
     """
     if not isinstance(text, str):
@@ -115,7 +105,7 @@ def parse(text: str, metrics: Collection[str] = ()) -> Formula:
 
 def is_metric_name(name: str) -> bool:
     """Whether a config may give one of its own metrics this name: lower case, digits and `_`, at most 48, not taken."""
-    taken = (*KNOWN_VARIABLES, *_FUNCTIONS, *_WORDS.split())
+    taken = (*SEED_COUNTS, *_FUNCTIONS, *_WORDS.split())
     return _METRIC.fullmatch(name) is not None and name not in taken
 
 
@@ -186,7 +176,7 @@ class _Reader:
     """The dialect's tree -> core, by the node's type (`_NODES`) and the function's name (`_FUNCTIONS`)."""
 
     def __init__(self, metrics: Collection[str]) -> None:
-        self.variables = (*KNOWN_VARIABLES, *metrics)
+        self.variables = tuple(dict.fromkeys((*KNOWN_COUNTS, *metrics)))
         self.named = False
         self.power = 1
 

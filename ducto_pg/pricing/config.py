@@ -15,8 +15,11 @@ from pydantic import ValidationError
 
 from ducto_pg.errors import ConfigError, ExpressionError
 from ducto_pg.formula.arithmetic import multiply, trim_scale
+from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.language import MAX_DIGITS, Formula, is_metric_name, nearest, parse
 from ducto_pg.models import PlanDefinition, PricingConfigData
+from ducto_pg.pricing.coverage import UNREAD
+from ducto_pg.pricing.lookup import DEFAULT, LOWER, NO_MODEL
 
 if TYPE_CHECKING:
     import yaml
@@ -24,9 +27,6 @@ if TYPE_CHECKING:
 MAX_KEY = 255
 MAX_DEPTH = 50
 MAX_VALUES = 200_000
-DEFAULT = "_default"
-NO_MODEL = ("", "none")
-SEPARATORS = "-@:/_"
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 SECTION_KEYS = {"search": "costs", "cache": "discount"}
 
@@ -42,6 +42,7 @@ class Formulas:
     tools: dict[str, Formula]
     search: Formula | None
     cache: Formula | None
+    costs: dict[str, Formula]
     overrides: dict[str, dict[str, Formula]]
 
 
@@ -72,13 +73,14 @@ def check(config: PricingConfigData) -> Formulas:
         "tools": config.tools,
         "fixed": config.fixed,
         "plans": plans,
+        "costs": config.costs,
         **{f"plans.{plan_id}.rate_overrides": plan.rate_overrides or {} for plan_id, plan in plans.items()},
     }
     for path, keys in keyed.items():
         for key in keys:
             _check_text(key, f"{path}.{key}", "a key")
-            if key in NO_MODEL and (path == "models" or path.endswith(".rate_overrides")):
-                raise ConfigError("means no model and is never looked up; use _default", path=f"{path}.{key}")
+            if path in ("models", "costs") or path.endswith(".rate_overrides"):
+                _check_model(key, f"{path}.{key}")
     for section, key in SECTION_KEYS.items():
         for other in getattr(config, section):
             if other != key:
@@ -91,6 +93,10 @@ def check(config: PricingConfigData) -> Formulas:
     if config.default_plan is not None and config.default_plan not in plans:
         raise _unknown("unknown plan", "default_plan", config.default_plan, plans)
     _check_timezone(config.timezone)
+    _check_aliases(config)
+    for index, name in enumerate(config.free):
+        if name not in (known := (*KNOWN_COUNTS, *config.metrics, UNREAD)):
+            raise _unknown("unknown name", f"free.{index}", name, known)
 
     metrics = frozenset(config.metrics)
     return Formulas(
@@ -98,11 +104,42 @@ def check(config: PricingConfigData) -> Formulas:
         tools=_compile(config.tools, "tools", metrics),
         search=_compile(config.search, "search", metrics).get("costs"),
         cache=_compile(config.cache, "cache", metrics).get("discount"),
+        costs=_compile(config.costs, "costs", metrics),
         overrides={
             plan_id: _compile(plan.rate_overrides or {}, f"plans.{plan_id}.rate_overrides", metrics)
             for plan_id, plan in plans.items()
         },
     )
+
+
+def _check_model(key: str, path: str) -> None:
+    if key in NO_MODEL:
+        raise ConfigError("means no model and is never looked up; use _default", path=path)
+    if "*" in key:
+        raise ConfigError(
+            f"a key is the name of a model, no pattern: name {key.strip('*').rstrip('-@:/_')!r} and say match: prefix, "
+            "or list the other names of a model under aliases",
+            path=path,
+        )
+
+
+def _check_aliases(config: PricingConfigData) -> None:
+    overrides = [plan.rate_overrides or {} for plan in (config.plans or {}).values()]
+    targets = {"*", *config.models, *(key for keys in overrides for key in keys)} - {DEFAULT}
+    seen: dict[str, str] = {}
+    for alias, target in config.aliases.items():
+        path = f"aliases.{alias}"
+        _check_text(alias, path, "an alias")
+        if "*" in alias[1:] or not alias.strip("*"):
+            raise ConfigError("an alias is a text, with at most one * before it", path=path)
+        if alias in (*NO_MODEL, DEFAULT):
+            raise ConfigError("means no model and is never looked up; use _default", path=path)
+        if target not in targets:
+            suggestion = nearest(target, targets - {"*"})
+            message = f"no model has the key {target!r}; an alias names a key of models, or * for the rest of the name"
+            raise ConfigError(message, path=path, suggestion=suggestion)
+        if (other := seen.setdefault(alias.translate(LOWER), alias)) != alias:
+            raise ConfigError(f"the same as {other!r}: letter case is ignored", path=path)
 
 
 def credit_factor(config: PricingConfigData, plan_id: str | None = None) -> Decimal:

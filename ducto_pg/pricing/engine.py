@@ -1,7 +1,7 @@
 """Prices without a database: the same digits and the same errors as the SQL that a config compiles to."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, Self
 
@@ -9,24 +9,28 @@ from pydantic import ValidationError
 
 from ducto_pg.errors import (
     InvalidArgumentError,
+    NegativePriceError,
     OutOfRangeError,
     UnknownJobError,
     UnknownMetricError,
     UnknownModelError,
+    UnpricedUsageError,
 )
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
-from ducto_pg.formula.language import KNOWN_VARIABLES, Formula, nearest
+from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, WHOLES, wholes
+from ducto_pg.formula.language import Formula, nearest
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
-from ducto_pg.pricing.config import DEFAULT, NO_MODEL, SEPARATORS, TOKENS, check, credit_factor, load
-
-COUNTS = tuple(name for name in KNOWN_VARIABLES if name != "tool_calls")
+from ducto_pg.pricing import coverage
+from ducto_pg.pricing.config import TOKENS, check, credit_factor, load
+from ducto_pg.pricing.lookup import DEFAULT, NO_MODEL, Lookup
 
 
 class _Price(NamedTuple):
-    """A formula and where in the config it stands."""
+    """A formula, where in the config it stands, and the counts that it charges."""
 
     formula: Formula
     path: str
+    covers: frozenset[str]
 
 
 class _Terms(NamedTuple):
@@ -45,17 +49,29 @@ class PricingEngine:
     Formulas are parsed once, here. Raises ConfigError where the config is not sound.
     """
 
-    def __init__(self, config: PricingConfigData) -> None:
+    def __init__(self, config: PricingConfigData | Mapping[str, Any]) -> None:
+        config = config if isinstance(config, PricingConfigData) else load(config)
         formulas = check(config)
         self._config = config.model_copy(deep=True)
-        self._models = _prices(formulas.models, "models")
+        self._lookup = Lookup(config.match, config.aliases)
+        self._models = self._model_prices(formulas.models, "models")
         self._terms: dict[str | None, _Terms] = {None: _Terms({}, credit_factor(config))}
         for plan_id, overrides in formulas.overrides.items():
-            prices = _prices(overrides, f"plans.{plan_id}.rate_overrides")
+            prices = self._model_prices(overrides, f"plans.{plan_id}.rate_overrides")
             self._terms[plan_id] = _Terms(prices, credit_factor(config, plan_id))
-        self._tools = _prices(formulas.tools, "tools")
-        self._search = _Price(formulas.search, "search.costs") if formulas.search else None
-        self._cache = _Price(formulas.cache, "cache.discount") if formulas.cache else None
+        self._tools = {name: self._price(formula, f"tools.{name}") for name, formula in formulas.tools.items()}
+        self._search = self._price(formulas.search, "search.costs") if formulas.search else None
+        self._cache = self._price(formulas.cache, "cache.discount") if formulas.cache else None
+        self._free = coverage.of_free(config)
+
+    def _price(self, formula: Formula, path: str) -> _Price:
+        return _Price(formula, path, coverage.of_part(formula, self._config))
+
+    def _model_prices(self, formulas: Mapping[str, Formula], section: str) -> dict[str, _Price]:
+        return {
+            key: _Price(formula, f"{section}.{key}", coverage.of_model(formula, self._config))
+            for key, formula in formulas.items()
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -80,18 +96,20 @@ class PricingEngine:
         return model_name in self._models
 
     def resolve_model(self, model_version: str) -> str | None:
-        """The config's key that serves a model: the name itself, else its longest prefix before one of `- @ : / _`.
+        """The config's key that serves a model: the name itself, else an alias of it, else the longest key that the
+        config's `match` allows.
 
         None where there is none; `_default` is the answer only for itself.
         """
-        return _resolve(model_version, self._models)
+        return self._lookup.find(model_version, self._models)
 
     def calculate(self, metrics: UsageMetrics | Mapping[str, Any], plan_id: str | None = None) -> CostBreakdown:
         """The exact cost of one usage, for an account on a plan if one is given.
 
         Raises UnknownModelError, UnknownJobError and UnknownMetricError (all ValueErrors) with the nearest known name,
-        FormulaError for a division by zero, OutOfRangeError for a cost beyond bigint, InvalidArgumentError for an
-        unknown plan or a dict that is no usage.
+        UnpricedUsageError for a count that no formula names, NegativePriceError for a formula below zero, FormulaError
+        for a division by zero, OutOfRangeError for a cost beyond bigint, InvalidArgumentError for an unknown plan, a
+        dict that is no usage, or a count above the one that it is a part of.
         """
         if not isinstance(metrics, UsageMetrics):
             metrics = _usage(metrics)
@@ -102,19 +120,27 @@ class PricingEngine:
             raise InvalidArgumentError(f"unknown plan {plan_id!r}", hint=hint)
         factor = terms.factor
         variables = self._variables(metrics)
+        self._check_wholes(metrics)
         parts: dict[str, Decimal] = {}
+        charged = set(self._free)
 
         def credits(price: _Price, calls: int | None = None) -> Decimal:
             values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
-            value = price.formula.evaluate(values, metrics.model or "", price.path)
-            parts[price.path] = multiply(value, factor)
-            return parts[price.path]
+            value = multiply(price.formula.evaluate(values, metrics.model or "", price.path), factor)
+            if value < 0 and price is not self._cache and self._config.unpriced == "refuse":
+                hint = "Mend the formula, or bound it by max(0, ...)."
+                raise NegativePriceError(f"{price.path} is below 0 for this usage", hint=hint)
+            charged.update(price.covers)
+            parts[price.path] = value
+            return value
 
-        resolved, price = _model_price(metrics, terms.overrides, self._models)
+        resolved, price = self._model_price(metrics, terms.overrides)
         model_credits = _at_least_zero(credits(price)) if price else ZERO
-        tool_credits = _at_least_zero(_sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics)))
+        tools = [_at_least_zero(credits(self._tools[name], calls)) for name, calls in self._calls(metrics)]
+        tool_credits = _sum(tools)
         search_credits = _at_least_zero(credits(self._search)) if self._search else ZERO
         cache_savings = credits(self._cache) if self._cache else ZERO
+        self._check_charged(metrics, charged)
         fixed_credits = ZERO
         if metrics.fixed_job is not None:
             fixed_credits = parts[f"fixed.{metrics.fixed_job}"] = self._fixed_credits(metrics.fixed_job)
@@ -150,8 +176,48 @@ class PricingEngine:
                 known = (*UsageMetrics.model_fields, *self._config.metrics)
                 hint = _hint(name, known, "The config's metrics name what formulas may use besides the usual.")
                 raise UnknownMetricError(f"unknown metric '{name[:100]}'", hint=hint)
-        counts = {name: Decimal(getattr(metrics, name)) for name in COUNTS}
-        return self._config.metrics | counts | further | {"tool_calls": Decimal(metrics.tool_count)}
+        values: dict[str, Decimal] = dict.fromkeys(FURTHER_COUNTS, ZERO)
+        if (metrics.model or "") not in NO_MODEL:
+            values["requests"] = Decimal(1)
+        given = {
+            name: Decimal(getattr(metrics, name))
+            for name in (*SEED_COUNTS, *metrics.model_fields_set.intersection(FURTHER_COUNTS))
+            if name != "tool_calls"
+        }
+        return values | self._config.metrics | given | further | {"tool_calls": Decimal(metrics.tool_count)}
+
+    def _check_wholes(self, metrics: UsageMetrics) -> None:
+        """That no part is larger than what it is a part of."""
+        hint = (
+            "input_tokens and output_tokens count all, their parts included: see ducto_pg.usage.read, "
+            "or say cached: beside in the config."
+        )
+        for name in WHOLES:
+            for whole in wholes(name, self._config.cached):
+                if (part := getattr(metrics, name)) > (most := getattr(metrics, whole)):
+                    message = f"{name} is {part}, more than the {most} {whole} that it is a part of"
+                    raise InvalidArgumentError(message, hint=hint)
+        cached = metrics.cache_read_tokens + metrics.cache_write_tokens
+        if self._config.cached == "inside" and cached > metrics.input_tokens:
+            message = (
+                f"cache_read_tokens and cache_write_tokens are {cached}, more than the {metrics.input_tokens} "
+                "input_tokens that they are parts of"
+            )
+            raise InvalidArgumentError(message, hint=hint)
+
+    def _check_charged(self, metrics: UsageMetrics, charged: Collection[str]) -> None:
+        """That each count is charged by a formula, or free."""
+        if self._config.unpriced == "warn":
+            return
+        given = {name: getattr(metrics, name) for name in (*SEED_COUNTS, *FURTHER_COUNTS) if name != "tool_calls"}
+        missing = [
+            name for name, count in (given | (metrics.model_extra or {})).items() if count and name not in charged
+        ]
+        if coverage.UNREAD not in charged:
+            missing += [f"{coverage.UNREAD}.{path}" for path, count in (metrics.unread or {}).items() if count]
+        if missing:
+            hint = "Name it in a formula of the config, or list it under free."
+            raise UnpricedUsageError(f"no formula of this price names {', '.join(sorted(missing))}", hint=hint)
 
     def _calls(self, metrics: UsageMetrics) -> Iterable[tuple[str, int]]:
         """Tools with a formula of their own and their calls, then `_default` with all others; none without calls."""
@@ -165,42 +231,26 @@ class PricingEngine:
         if others and DEFAULT in self._tools:
             yield DEFAULT, others
 
+    def _model_price(self, metrics: UsageMetrics, overrides: Mapping[str, _Price]) -> tuple[str | None, _Price | None]:
+        """The key that serves the model, and the price by it or by `_default`; overrides are asked before the list."""
+        name = metrics.model or ""
+        if name not in NO_MODEL:
+            for prices in (overrides, self._models):
+                if resolved := self._lookup.find(name, prices):
+                    return resolved, prices[resolved]
+        price = overrides.get(DEFAULT) or self._models.get(DEFAULT)
+        if price is None and name not in NO_MODEL:
+            hint = _hint(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
+            raise UnknownModelError(f"unknown model '{name}'", hint=hint)
+        if price is None and any(getattr(metrics, token) for token in TOKENS):
+            raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
+        return None, price
+
     def _fixed_credits(self, job: str) -> Decimal:
         if job not in self._config.fixed:
             hint = _hint(job, self._config.fixed, "Add it to the config's fixed.")
             raise UnknownJobError(f"unknown job '{job}'", hint=hint)
         return Decimal(self._config.fixed[job])
-
-
-def _prices(formulas: Mapping[str, Formula], section: str) -> dict[str, _Price]:
-    return {key: _Price(formula, f"{section}.{key}") for key, formula in formulas.items()}
-
-
-def _resolve(name: str, models: Mapping[str, Any]) -> str | None:
-    if name in models:
-        return name
-    for end in range(len(name) - 1, 0, -1):
-        if name[end] in SEPARATORS and (prefix := name[:end]) in models and prefix != DEFAULT:
-            return prefix
-    return None
-
-
-def _model_price(
-    metrics: UsageMetrics, overrides: Mapping[str, _Price], models: Mapping[str, _Price]
-) -> tuple[str | None, _Price | None]:
-    """The key that serves the model, and the price by it or by `_default`; overrides are asked before the list."""
-    name = metrics.model or ""
-    if name not in NO_MODEL:
-        for prices in (overrides, models):
-            if resolved := _resolve(name, prices):
-                return resolved, prices[resolved]
-    price = overrides.get(DEFAULT) or models.get(DEFAULT)
-    if price is None and name not in NO_MODEL:
-        hint = _hint(name, {*models, *overrides}, "Add it to the config's models, or price _default.")
-        raise UnknownModelError(f"unknown model '{name}'", hint=hint)
-    if price is None and any(getattr(metrics, token) for token in TOKENS):
-        raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
-    return None, price
 
 
 def _sum(values: Iterable[Decimal]) -> Decimal:

@@ -15,10 +15,12 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
-from ducto_pg.formula.generator import compile_function, text
+from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData, UsageMetrics
-from ducto_pg.pricing.config import DEFAULT, SECTION_KEYS, check, credit_factor
+from ducto_pg.pricing import coverage
+from ducto_pg.pricing.config import SECTION_KEYS, check, credit_factor
+from ducto_pg.pricing.lookup import DEFAULT
 
 _HEADER = """\
 -- Prices for ducto_pg, compiled from a pricing config. Do not edit: change the config and compile it again.
@@ -114,56 +116,54 @@ class _Compiler:
         self.add_models("models", formulas.models)
         for plan_id, overrides in formulas.overrides.items():
             self.add_models(_overrides(plan_id), overrides)
-        for name, formula in formulas.tools.items():
-            self.add("tools", name, formula)
+        for section, further in (("tools", formulas.tools), ("costs", formulas.costs)):
+            for key, formula in further.items():
+                self.add(section, key, formula, coverage.of_part(formula, config))
         for section, part in (("search", formulas.search), ("cache", formulas.cache)):
             if part:
-                self.add(section, SECTION_KEYS[section], part)
+                self.add(section, SECTION_KEYS[section], part, coverage.of_part(part, config))
         for job, credits in config.fixed.items():
             self.prices.append(_row("fixed", job, rates=[credits]))
 
-    def compiled(self, tree: exp.Expr) -> tuple[int, list[Decimal]]:
-        """The id of a tree's formula, whose body is kept, and its rates."""
-        function = compile_function(tree, self.config.metrics)
+    def kept(self, function: Function) -> tuple[int, list[Decimal]]:
+        """The id of a formula, whose body is kept, and its rates."""
         self.bodies[function.id] = function.body
         return function.id, list(function.rates)
 
-    def add(self, section: str, key: str, formula: Formula) -> dict[str, Any]:
+    def add(self, section: str, key: str, formula: Formula, covers: Iterable[str]) -> dict[str, Any]:
         """The row of a price."""
-        formula_id, rates = self.compiled(formula.tree)
-        row = _row(section, key, formula_id=formula_id, rates=rates)
+        formula_id, rates = self.kept(compile_function(formula.tree, self.config.metrics))
+        row = _row(section, key, formula_id=formula_id, rates=rates, covers=sorted(covers))
         self.prices.append(row)
         return row
 
     def add_models(self, section: str, formulas: Mapping[str, Formula]) -> None:
         """The prices of models: with what a charge pays in all, and the keys that may serve where this one does not."""
         for key, formula in formulas.items():
-            row = self.add(section, key, formula)
+            row = self.add(section, key, formula, coverage.of_model(formula, self.config))
             prefixes = [key[:end] for end in range(len(key) - 1, 0, -1) if key[:end] in formulas]
             row["prefixes"] = [prefix for prefix in prefixes if prefix != DEFAULT] or None
-            parts = [part.tree for part in (formula, self.formulas.search, self.formulas.cache) if part]
             # A plan's own prices are asked part by part: another version may have given them.
-            if section == "models" and all(map(_divides_by_numbers_only, parts)):
-                row["composed_id"], row["composed_rates"] = self.compiled(self.composed(formula))
-
-    def composed(self, formula: Formula) -> exp.Expr:
-        """What a usage without a job costs, of the parts that the config has; what is below zero is charged as zero."""
-        search, cache = self.formulas.search, self.formulas.cache
-        if not search and not cache:
-            return formula.tree
-        total = _at_least_zero(formula.tree)
-        if search:
-            total = exp.Add(this=total, expression=_at_least_zero(search.tree))
-        if cache:
-            total = exp.Add(this=total, expression=cache.tree)
-        return total
+            if section == "models":
+                priced = [part.tree for part in (formula, self.formulas.search) if part]
+                saved = [self.formulas.cache.tree] if self.formulas.cache else []
+                if all(map(_divides_by_numbers_only, (*priced, *saved))):
+                    total = compile_sum(priced, saved, self.config.metrics)
+                    row["composed_id"], row["composed_rates"] = self.kept(total)
 
     def terms(self) -> list[dict[str, Any]]:
         """What a charge needs of the config, for accounts without a plan ('') and on each plan."""
         config = self.config
-        apart = {"fixed_job", "tool_calls"} if config.tools else {"fixed_job"}
+        covers = {"model", "provider_cost"} | coverage.of_free(config) | ({"tool_calls"} if not config.tools else set())
+        for part in (self.formulas.search, self.formulas.cache):
+            covers |= coverage.of_part(part, config)
         shared = {
-            "fields": [name for name in (*UsageMetrics.model_fields, *config.metrics) if name not in apart],
+            "fields": sorted({*UsageMetrics.model_fields, *config.metrics}),
+            "covers": sorted(covers),
+            "match": config.match,
+            "aliases": config.aliases or None,
+            "unpriced": config.unpriced,
+            "cached": config.cached,
             "min_balance": config.min_balance,
             "rounding": config.rounding,
             "overrun": config.overrun,
@@ -196,7 +196,14 @@ class _Compiler:
         return [row | shared for row in (none, *plans)]
 
 
-def _row(section: str, key: str, *, rates: Iterable[Decimal | int], formula_id: int | None = None) -> dict[str, Any]:
+def _row(
+    section: str,
+    key: str,
+    *,
+    rates: Iterable[Decimal | int],
+    formula_id: int | None = None,
+    covers: list[str] | None = None,
+) -> dict[str, Any]:
     return {
         "section": section,
         "key": key,
@@ -205,15 +212,12 @@ def _row(section: str, key: str, *, rates: Iterable[Decimal | int], formula_id: 
         "composed_id": None,
         "composed_rates": None,
         "prefixes": None,
+        "covers": covers,
     }
 
 
 def _overrides(plan_id: str) -> str:
     return f"plans.{plan_id}.rate_overrides"
-
-
-def _at_least_zero(value: exp.Expr) -> exp.Expr:
-    return exp.Anonymous(this="max", expressions=[exp.Literal.number(0), value])
 
 
 def _divides_by_numbers_only(tree: exp.Expr) -> bool:

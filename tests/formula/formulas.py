@@ -11,11 +11,12 @@ import psycopg
 from ducto_pg import exactjson
 from ducto_pg.errors import ExpressionError, FormulaError
 from ducto_pg.formula.generator import Function, compile_function
-from ducto_pg.formula.language import KNOWN_VARIABLES, Formula, parse
+from ducto_pg.formula.fields import KNOWN_COUNTS
+from ducto_pg.formula.language import Formula, parse
 
 METRICS = ("images", "audio_seconds")
 DEFAULTS = {"images": Decimal(0), "audio_seconds": Decimal("2.50")}
-VARIABLES = (*KNOWN_VARIABLES, *METRICS)
+VARIABLES = tuple(dict.fromkeys((*KNOWN_COUNTS, *METRICS)))
 MODELS = ("", "gpt-4", "gpt-4-0613", "claude'x", "back\\slash", "naïve/модель")
 CONSTANTS = (
     "0",

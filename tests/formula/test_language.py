@@ -15,6 +15,7 @@ from sqlglot import exp
 from ducto_pg.errors import ExpressionError, FormulaError
 from ducto_pg.formula import arithmetic, generator, language
 from ducto_pg.formula.arithmetic import multiply
+from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.generator import compile_function
 from ducto_pg.formula.language import is_metric_name, nearest, parse
 
@@ -419,8 +420,8 @@ def test_what_a_formula_reads() -> None:
 
 
 def test_names() -> None:
-    assert nearest("inputTokens", language.KNOWN_VARIABLES) == "input_tokens"
-    assert nearest("zzz", language.KNOWN_VARIABLES) is None
+    assert nearest("inputTokens", KNOWN_COUNTS) == "input_tokens"
+    assert nearest("zzz", KNOWN_COUNTS) is None
     assert nearest("", ["a"]) is None
     assert nearest("gtp-4", ["claude-4", "gpt-4", "o1"]) == "gpt-4"
     assert nearest("reprot", ["export", "report", "nightly"]) == "report"
@@ -452,7 +453,7 @@ def test_nearest_names_are_the_same_in_the_database(support: Connection) -> None
     ],
 )
 def test_what_providers_call_tokens_has_our_name(support: Connection, theirs: str, ours: str) -> None:
-    known = sorted(language.KNOWN_VARIABLES)
+    known = sorted(KNOWN_COUNTS)
     row = support.execute("select ducto_private.nearest(%s, %s)", [theirs, known]).fetchone()
     assert (nearest(theirs, known), row) == (ours, (ours,))
 
