@@ -126,19 +126,16 @@ class PricingEngine:
 
         def credits(price: _Price, calls: int | None = None) -> Decimal:
             values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
-            value = multiply(price.formula.evaluate(values, metrics.model or "", price.path), factor)
-            if value < 0 and price is not self._cache and self._config.unpriced == "refuse":
-                hint = "Mend the formula, or bound it by max(0, ...)."
-                raise NegativePriceError(f"{price.path} is below 0 for this usage", hint=hint)
+            value = price.formula.evaluate(values, metrics.model or "", price.path)
             charged.update(price.covers)
-            parts[price.path] = value
-            return value
+            parts[price.path] = multiply(value, factor)
+            return parts[price.path]
 
         resolved, price = self._model_price(metrics, terms.overrides)
-        model_credits = _at_least_zero(credits(price)) if price else ZERO
-        tools = [_at_least_zero(credits(self._tools[name], calls)) for name, calls in self._calls(metrics)]
-        tool_credits = _sum(tools)
-        search_credits = _at_least_zero(credits(self._search)) if self._search else ZERO
+        model_credits = self._part(credits(price), price.path) if price else ZERO
+        tools = _sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics))
+        tool_credits = self._part(tools, "tools")
+        search_credits = self._part(credits(self._search), self._search.path) if self._search else ZERO
         cache_savings = credits(self._cache) if self._cache else ZERO
         self._check_charged(metrics, charged)
         fixed_credits = ZERO
@@ -185,6 +182,13 @@ class PricingEngine:
             if name != "tool_calls"
         }
         return values | self._config.metrics | given | further | {"tool_calls": Decimal(metrics.tool_count)}
+
+    def _part(self, value: Decimal, path: str) -> Decimal:
+        """What is charged for a part of the price, which is not below 0."""
+        if value < 0 and self._config.unpriced == "refuse":
+            hint = "Mend the formula, or bound it: max(0, ...)."
+            raise NegativePriceError(f"{path}: the price of this usage is below 0", hint=hint)
+        return _at_least_zero(value)
 
     def _check_wholes(self, metrics: UsageMetrics) -> None:
         """That no part is larger than what it is a part of."""

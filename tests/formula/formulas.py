@@ -10,9 +10,10 @@ import psycopg
 
 from ducto_pg import exactjson
 from ducto_pg.errors import ExpressionError, FormulaError
-from ducto_pg.formula.generator import Function, compile_function
 from ducto_pg.formula.fields import KNOWN_COUNTS
+from ducto_pg.formula.generator import Function, compile_function
 from ducto_pg.formula.language import Formula, parse
+from ducto_pg.pricing.lookup import NO_MODEL
 
 METRICS = ("images", "audio_seconds")
 DEFAULTS = {"images": Decimal(0), "audio_seconds": Decimal("2.50")}
@@ -182,7 +183,8 @@ def engine_answers(case: Case) -> list[str]:
     """The value for each usage as text, or the SQLSTATE that stands for the error."""
     answers = []
     for usage in case.usages:
-        told = {name: value for name, value in usage.items() if name != "model"}
+        told = {"requests": Decimal(usage.get("model", "") not in NO_MODEL)}
+        told |= {name: value for name, value in usage.items() if name != "model"}
         if isinstance(told.get("tool_calls"), list):
             told["tool_calls"] = Decimal(len(told["tool_calls"]))
         try:

@@ -13,7 +13,7 @@ from places import CONFORMANCE, ROOT
 from sqlglot import exp
 
 from ducto_pg.errors import ExpressionError, FormulaError
-from ducto_pg.formula import arithmetic, generator, language
+from ducto_pg.formula import arithmetic, generator
 from ducto_pg.formula.arithmetic import multiply
 from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.generator import compile_function
@@ -283,7 +283,7 @@ def test_hostile_texts_are_refused_with_a_message() -> None:
 SQL_WORDS = """
     declare constant numeric text begin return case when then else end not true false array least greatest
     abs ceil floor round strpos div mod coalesce trim_scale jsonb_typeof jsonb_array_length
-    ducto_private floor_divide modulo percentile p_usage p_rates v_model model
+    ducto_private floor_divide modulo percentile in is none p_usage p_rates v_model model
 """
 
 
@@ -466,7 +466,7 @@ def test_products_lose_digits_where_numeric_does(support: Connection) -> None:
 
 
 def test_ten_thousand_answers_are_equal_to_the_digit(support: Connection) -> None:
-    seen = compare(support, seed=1, count=10_000)
+    seen = compare(support, seed=4, count=10_000)
     assert (seen.mismatches, seen.first) == (0, "")
     assert seen.count == 10_000
     assert seen.errors > 500

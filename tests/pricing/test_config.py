@@ -194,7 +194,7 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "a formula without a variable": (with_changes(tools={"x": "5"}), "tools.x", 0, None, "at least one"),
     "a formula of a plan": (
         plan(rate_overrides={"gpt-4o": "input_tokens * prize"}), "plans.p.rate_overrides.gpt-4o", 15, None, "prize"),
-    "a metric not declared": (with_changes(cache={"discount": "-images"}), "cache.discount", 1, None, "images"),
+    "a metric not declared": (with_changes(cache={"discount": "-zzz"}), "cache.discount", 1, None, "zzz"),
     "JSON that ends": ('{"models": {"a": ', "", 17, None, "not JSON: Expecting value (line 1 column 18)"),
     "JSON with NaN": ('{"models": {"a": "input_tokens"}, "min_balance": NaN}', "min_balance", None, None, "30 digits"),
     "a key twice in JSON": (
