@@ -13,10 +13,10 @@ begin
     'set search_path = pg_catalog, pg_temp as %L', 'begin return ' || v_id || '; end');
   if not exists (
     select from pg_attribute as a
-    where a.attrelid = 'ducto_private.reservations'::regclass and a.attname = 'reservation_id' and a.atthasdef)
+    where a.attrelid = 'ducto_private.holds'::regclass and a.attname = 'hold_id' and a.atthasdef)
   then
     execute 'alter table ducto_private.transactions alter transaction_id set default ' || v_id;
-    execute 'alter table ducto_private.reservations alter reservation_id set default ' || v_id;
+    execute 'alter table ducto_private.holds alter hold_id set default ' || v_id;
   end if;
 end
 $do$;

@@ -64,7 +64,7 @@ end
 $$;
 
 -- The zone that the first recorded activation fixed, by whose days all statistics count; null before.
-create or replace function ducto_private.first_zone() returns text
+create or replace function ducto_private.ledger_zone() returns text
 language plpgsql stable
 as $$
 begin
@@ -212,7 +212,7 @@ end
 $$;
 
 -- What one price gives for a usage, in credits.
-create or replace function ducto_private.part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
+create or replace function ducto_private.price_part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
 language plpgsql stable
 as $$
 begin
@@ -274,7 +274,7 @@ begin
     limit 1;
   end if;
   if v_price.key is not null then
-    v_quote.model_credits := greatest(0, ducto_private.part(v_price, p_usage, p_terms.factor));
+    v_quote.model_credits := greatest(0, ducto_private.price_part(v_price, p_usage, p_terms.factor));
     v_most := v_quote.model_credits;
     v_path := v_price.section || '.' || v_price.key;
   elsif v_model not in ('', 'none')
@@ -312,7 +312,7 @@ begin
     loop
       continue when v_tool.calls = 0;
       v_price := v_tool.price;
-      v_part := ducto_private.part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
+      v_part := ducto_private.price_part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
       v_quote.tool_credits := v_quote.tool_credits + v_part;
       if v_part > v_most then
         v_most := v_part;
@@ -330,7 +330,7 @@ begin
     where p.version = p_terms.version and (p.section, p.key) in (('search', 'costs'), ('cache', 'discount'))
     order by p.section desc
   loop
-    v_part := ducto_private.part(v_price, p_usage, p_terms.factor);
+    v_part := ducto_private.price_part(v_price, p_usage, p_terms.factor);
     if v_price.section = 'search' then
       v_quote.search_credits := greatest(0, v_part);
     else
@@ -404,7 +404,7 @@ comment on function ducto.calculate_cost is
 -- Publishing and activating
 
 -- When each activation ends, once one was added or taken back.
-create or replace function ducto_private.date_activations() returns void
+create or replace function ducto_private.end_activations() returns void
 language plpgsql volatile
 as $$
 begin
@@ -433,7 +433,7 @@ declare
 begin
   perform ducto_private.lock_setup();
   v_now := clock_timestamp();
-  v_first_zone := ducto_private.first_zone();
+  v_first_zone := ducto_private.ledger_zone();
   v_zone := coalesce((ducto_private.find_version(p_version)).config ->> 'timezone', 'UTC');
   if v_zone <> v_first_zone then
     perform ducto_private.invalid(
@@ -461,7 +461,7 @@ begin
     current_setting('role')
   from ducto_private.activations as a
   on conflict do nothing;
-  perform ducto_private.date_activations();
+  perform ducto_private.end_activations();
   for v_plan in
     select t.plan_id from ducto_private.terms as t where t.version = v_from and t.own_version = v_from and t.plan_id <> ''
     except
@@ -622,7 +622,7 @@ begin
     perform ducto_private.invalid(format('version %s is not scheduled', p_version),
       'Only an activation with a time to come can be taken back; activate another version to end the present one.');
   end if;
-  perform ducto_private.date_activations();
+  perform ducto_private.end_activations();
   return ducto.get_pricing_config(p_version);
 end
 $$;

@@ -18,7 +18,7 @@ begin
     from (
       select l.*, sum(l.remainder) over (order by l.expires_at, l.seq) - coalesce((
         select sum(r.held)
-        from ducto_private.reservations as r
+        from ducto_private.holds as r
         where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now and r.created_at < l.expires_at), 0)
         as unheld
       from ducto_private.credit_lots as l
@@ -52,7 +52,7 @@ begin
         where l.account_id = a.account_id and l.remainder > 0
         union
         select r.expires_at
-        from ducto_private.reservations as r
+        from ducto_private.holds as r
         where r.account_id = a.account_id and r.status = 'active'
       ) as e
       where a.account_id = p_account_id and a.changed_at <= p_now and e.at <= p_now
@@ -76,7 +76,7 @@ end
 $$;
 
 -- What an account's due lots keep for holds, once write_expiry() has run.
-create or replace function ducto_private.kept(p_account_id text, p_now timestamptz) returns bigint
+create or replace function ducto_private.kept_for_holds(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
 as $$
 begin
@@ -141,7 +141,7 @@ $$;
 
 -- Takes a debit from an account's lots as far as they go: at most p_held of it from due ones, kept for a hold taken at
 -- p_held_since, the rest from those not yet due, p_first before all.
-create or replace function ducto_private.burn(
+create or replace function ducto_private.debit_lots(
   p_account_id text,
   p_now timestamptz,
   p_id uuid,

@@ -23,7 +23,7 @@ begin
   v_id := coalesce(p_team_id,
     'team_' || left(encode(sha256(convert_to('create_team:' || p_idempotency_key, 'UTF8')), 'hex'), 32),
     'team_' || replace(gen_random_uuid()::text, '-', ''));
-  v_account := ducto_private.unopened(v_id, 'team', clock_timestamp(), null);
+  v_account := ducto_private.new_account(v_id, 'team', clock_timestamp(), null);
   v_account.balance := v_initial;
   if not ducto_private.open_account(v_account, null) then
     v_account := ducto_private.lock_account(v_id);
@@ -56,7 +56,7 @@ declare
   v_account ducto_private.accounts;
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
-  v_account := ducto_private.as_read(p_team_id);
+  v_account := ducto_private.read_account(p_team_id);
   if v_account.kind is distinct from 'team' then
     return row(null, null, 0, 0, null, 'team_not_found', 0)::ducto.team;
   end if;
@@ -157,7 +157,7 @@ create or replace function ducto.get_team_members(p_team_id text) returns setof 
 language plpgsql stable
 as $$
 declare
-  v_zone text := ducto_private.first_zone();
+  v_zone text := ducto_private.ledger_zone();
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query

@@ -7,7 +7,7 @@
 
 -- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge.
 create or replace view ducto_private.usage as
-select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.actor_id, t.account_id) as user_id,
+select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.member_id, t.account_id) as user_id,
   coalesce(t.resolved_model, t.model, '') collate "C" as model,
   case t.type when 'usage' then -t.amount else 0 end as spend,
   case t.type when 'usage' then 1 else 0 end as charges,
@@ -18,7 +18,7 @@ from ducto_private.transactions as t;
 
 -- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
 -- first has an earlier date, as some have where clocks are put back across midnight.
-create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
+create or replace function ducto_private.nearest_day(p_at timestamptz, p_step integer, p_zone text) returns date
 language plpgsql stable
 as $$
 begin
@@ -67,14 +67,14 @@ begin
     when p_start >= '0001-01-01 00:00Z' then p_start else '-infinity' end;
   v_span.ends := case when p_end < '0001-01-01 00:00Z' then '-infinity'
     when p_end < '9999-01-01 00:00Z' then p_end else 'infinity' end;
-  v_span.zone := coalesce(ducto_private.first_zone(), 'UTC');
-  v_span.first_day := ducto_private.day_beside(v_span.starts, 1, v_span.zone);
+  v_span.zone := coalesce(ducto_private.ledger_zone(), 'UTC');
+  v_span.first_day := ducto_private.nearest_day(v_span.starts, 1, v_span.zone);
   v_span.days_start := ducto_private.first_instant(v_span.first_day, v_span.zone);
   if v_span.ends > v_counted then
     v_span.end_day := 'infinity';
     v_span.days_end := v_span.ends;
   else
-    v_span.end_day := ducto_private.day_beside(v_span.ends, -1, v_span.zone);
+    v_span.end_day := ducto_private.nearest_day(v_span.ends, -1, v_span.zone);
     v_span.days_end := ducto_private.first_instant(v_span.end_day, v_span.zone);
   end if;
   if (v_counted is not null and v_span.days_start < v_span.days_end) is not true then
@@ -252,7 +252,7 @@ create or replace function ducto.rollup_usage() returns bigint
 language plpgsql volatile
 as $$
 declare
-  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
+  v_zone text := coalesce(ducto_private.ledger_zone(), 'UTC');
   v_few boolean;
   v_rows bigint;
 begin
@@ -321,7 +321,7 @@ create or replace function ducto_private.rollup_violations() returns setof ducto
 language plpgsql stable
 as $$
 declare
-  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
+  v_zone text := coalesce(ducto_private.ledger_zone(), 'UTC');
 begin
   return query
   with sums as (

@@ -89,19 +89,19 @@ begin
     with rows as (
       update ducto_private.transactions as t
       set metadata = null
-      where t.account_id = v_account_id and p_user_id in (t.account_id, t.actor_id) and t.metadata is not null
+      where t.account_id = v_account_id and p_user_id in (t.account_id, t.member_id) and t.metadata is not null
       returning 1
     ), details as (
       update ducto_private.transaction_details as d
       set reason = null, reference = null
       from ducto_private.transactions as t
       where d.account_id = v_account_id and num_nonnulls(d.reason, d.reference) > 0
-        and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.actor_id)
+        and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.member_id)
       returning 1
     ), holds as (
-      update ducto_private.reservations as r
+      update ducto_private.holds as r
       set metadata = null
-      where r.account_id = v_account_id and p_user_id in (r.account_id, r.actor_id) and r.metadata is not null
+      where r.account_id = v_account_id and p_user_id in (r.account_id, r.member_id) and r.metadata is not null
       returning 1
     ), events as (
       update ducto_private.events as e

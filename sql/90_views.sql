@@ -11,7 +11,7 @@ from (
   from (
     select l.*, sum(l.remainder) over (partition by l.account_id order by l.expires_at, l.seq) - coalesce((
       select sum(r.held)
-      from ducto_private.reservations as r
+      from ducto_private.holds as r
       where r.account_id = l.account_id and r.status = 'active' and r.expires_at > clock_timestamp() and r.created_at < l.expires_at), 0)
       as unheld
     from ducto_private.credit_lots as l
@@ -27,7 +27,7 @@ select a.account_id, a.kind,
     as balance,
   case when a.holds > 0 and a.holds_due_at <= clock_timestamp() then (
     select coalesce(sum(r.held), 0)
-    from ducto_private.reservations as r
+    from ducto_private.holds as r
     where r.account_id = a.account_id and r.status = 'active' and r.expires_at > clock_timestamp())::bigint else a.held end as held,
   a.carry, a.credit_limit, a.lifetime_purchased, a.plan_id, a.allowance_used, a.allowance_start, a.allowance_end, t.name, a.seq,
   a.revision, a.opened_at, a.changed_at
@@ -38,19 +38,19 @@ comment on view ducto_read.accounts is 'One row per account, without what has ex
 create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
   t.carry_after, v.rounding,
-  t.actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.reservation_id, t.refers_to,
+  t.member_id as actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.hold_id as reservation_id, t.refers_to,
   t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at, t.occurred_at
 from ducto_private.ledger as t
 left join ducto_private.terms as v on t.type = 'usage' and v.version = t.pricing_version and v.plan_id = '';
 comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
 
 create or replace view ducto_read.reservations as
-select r.reservation_id, r.account_id, r.actor_id,
+select r.hold_id as reservation_id, r.account_id, r.member_id as actor_id,
   case when r.status = 'active' and r.expires_at <= clock_timestamp() then 'expired' else r.status end as status,
   case when r.status = 'active' and r.expires_at > clock_timestamp() then r.held else 0 end as amount,
   r.charged, r.operation_type, r.model, r.metrics, r.pricing_version, r.plan_id, r.idempotency_key, r.metadata, r.created_at,
   r.expires_at, case when r.status = 'active' and r.expires_at <= clock_timestamp() then r.expires_at else r.ended_at end as ended_at
-from ducto_private.reservations as r;
+from ducto_private.holds as r;
 comment on view ducto_read.reservations is 'One row per hold.';
 
 create or replace view ducto_read.lots as
