@@ -67,7 +67,11 @@ begin
   end if;
   v_now := v_account.changed_at;
   if p_expires_at <= v_now then
-    perform ducto_private.invalid('p_expires_at must lie in the future', 'Credits that have expired are worth nothing.');
+    perform ducto_private.invalid(
+      format('p_expires_at must lie in the future: %s is not after %s, the time of account %s', p_expires_at, v_now, p_user_id),
+      case when v_now > clock_timestamp()
+        then 'The account was changed at that time, which is ahead of the clock: its time stands still until the clock reaches it.'
+        else 'Credits that have expired are worth nothing.' end);
   end if;
   v_account := ducto_private.expire(v_account, v_now);
   if v_type = 'purchase' then
