@@ -423,11 +423,12 @@ create type ducto_private.answers as (
   holds ducto.reserve_result[]
 );
 
--- The caps that an amount meets, and what it would do to them: whether one denies it, whether an event is to be written, and
--- whether a window has moved on since a cap's row was written.
+-- What check_caps() finds: the caps that an amount meets, those that it would exceed and the room that it would leave each
+-- of them, whether one denies it, whether an event is to be written, and whether a cap's row is of an earlier window.
 create type ducto_private.caps_check as (
   caps ducto_private.spend_caps[],
   exceeded ducto_private.spend_caps[],
+  room numeric[],
   denied boolean,
   has_event boolean,
   moved boolean

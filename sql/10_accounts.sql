@@ -252,7 +252,10 @@ begin
     select p_account.balance - coalesce(sum(d.expired), 0), p_account.lots - count(*) filter (where d.expired = d.remainder)
     into p_account.balance, p_account.lots
     from ducto_private.due_lots(p_account.account_id, p_now) as d;
-    p_account.lots_due_at := ducto_private.next_lot(p_account.account_id, p_now);
+    p_account.lots_due_at := (
+      select min(l.expires_at)
+      from ducto_private.credit_lots as l
+      where l.account_id = p_account.account_id and l.remainder > 0 and l.expires_at > p_now);
   end if;
   return p_account;
 end

@@ -63,18 +63,6 @@ begin
 end
 $$;
 
--- When the next of an account's lots expires.
-create or replace function ducto_private.next_lot(p_account_id text, p_now timestamptz) returns timestamptz
-language plpgsql stable
-as $$
-begin
-  return (
-    select min(l.expires_at)
-    from ducto_private.credit_lots as l
-    where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_now);
-end
-$$;
-
 -- What an account's due lots keep for holds, once write_expiry() has run.
 create or replace function ducto_private.kept_for_holds(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
@@ -263,7 +251,7 @@ begin
     ) as a
     cross join lateral ducto_private.due_lots(a.account_id, v_now) as d
     where d.expired > 0;
-    return row(v_count, least(v_amount, 9223372036854775807), true, null)::ducto.sweep_result;
+    return row(v_count, ducto_private.at_most_bigint(v_amount), true, null)::ducto.sweep_result;
   end if;
   for v_account_id in
     select l.account_id
@@ -291,7 +279,7 @@ begin
     v_limit := v_limit - 1;
     exit when v_limit = 0;
   end loop;
-  return row(v_count, least(v_amount, 9223372036854775807), false, null)::ducto.sweep_result;
+  return row(v_count, ducto_private.at_most_bigint(v_amount), false, null)::ducto.sweep_result;
 end
 $$;
 comment on function ducto.sweep_expired_credits is

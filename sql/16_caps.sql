@@ -65,10 +65,10 @@ begin
 end
 $$;
 
--- What an amount would do to the caps that it meets: caps has all of them as they stand at p_now, exceeded those that it
--- would exceed, the denying one with the least room first. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
--- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond. The plan is generic, because
--- PostgreSQL would make one anew for each list of models.
+-- What an amount would do to the caps on p_models. Of the answer, caps are all of them as they stand at p_now, exceeded those
+-- that it would exceed, and room what each of these has left (negative) after it. All the account's holds hold p_held, its
+-- allowance has p_left left, and a charge would debit p_debit (a hold 0). A settlement is never refused (p_admits false): it
+-- exceeds the caps that its debit goes beyond. The plan is generic, because PostgreSQL would plan anew for each list of models.
 create or replace function ducto_private.check_caps(
   p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_held bigint, p_amount bigint, p_left bigint,
   p_debit bigint, p_admits boolean)
@@ -81,13 +81,12 @@ declare
   v_first date;
   v_held numeric;
   v_after numeric;
-  v_least numeric;
   v_exceeds boolean;
   v_cap ducto_private.spend_caps;
   v_caps ducto_private.spend_caps[];
   v_check ducto_private.caps_check;
 begin
-  select array_agg(c order by c.cap_type, c.model)
+  select array_agg(c)
   into v_caps
   from ducto_private.spend_caps as c
   where c.account_id = p_account_id and c.model = any (p_models);
@@ -120,12 +119,8 @@ begin
       v_exceeds := p_debit > 0 and v_cap.spent + p_debit > v_cap.cap_limit;
     end if;
     if v_exceeds then
-      if v_cap.action = 'deny' and (v_least is null or v_cap.cap_limit - v_cap.spent - v_after < v_least) then
-        v_least := v_cap.cap_limit - v_cap.spent - v_after;
-        v_check.exceeded := v_cap || v_check.exceeded;
-      else
-        v_check.exceeded := v_check.exceeded || v_cap;
-      end if;
+      v_check.exceeded := v_check.exceeded || v_cap;
+      v_check.room := v_check.room || v_cap.cap_limit - v_cap.spent - v_after;
       v_check.denied := v_check.denied or p_admits and v_cap.action = 'deny';
       v_check.has_event := true;
     elsif v_cap.action = 'deny' and v_cap.spent + p_debit >= v_cap.cap_limit then
@@ -248,7 +243,8 @@ language plpgsql stable
 as $$
 begin
   return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision,
-    least(p_cap.spent, 9223372036854775807), ducto_private.window_end(p_cap.cap_type, p_cap.window_date, p_zone))::ducto.spend_cap;
+    ducto_private.at_most_bigint(p_cap.spent),
+    ducto_private.window_end(p_cap.cap_type, p_cap.window_date, p_zone))::ducto.spend_cap;
 end
 $$;
 
@@ -365,7 +361,7 @@ declare
   v_now timestamptz := v_account.changed_at;
   v_terms ducto_private.terms;
   v_check ducto_private.caps_check;
-  v_cap ducto_private.spend_caps;
+  v_answer ducto.cap_check_result;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_short(p_model, 'p_model');
@@ -375,10 +371,18 @@ begin
     v_check := ducto_private.check_caps(p_user_id, v_now, v_terms.timezone,
       array['', p_model, (ducto_private.find_model(v_terms, p_model)).key], v_account.held, coalesce(p_amount, 0),
       ducto_private.allowance_left(v_account, v_terms, v_now), 0, true);
-    v_cap := v_check.exceeded[1];
+    select c.action = 'deny', ducto_private.at_most_bigint(c.spent), c.cap_limit, c.action, nullif(c.model, '')
+    into v_answer.capped, v_answer.current_spend, v_answer.cap_limit, v_answer.action, v_answer.model
+    from unnest(v_check.exceeded, v_check.room)
+      as c (account_id, cap_type, model, cap_limit, action, spent, window_date, warned_date, room)
+    order by c.action = 'deny' desc, case c.action when 'deny' then c.room end, c.cap_type, c.model
+    limit 1;
   end if;
-  return row(coalesce(v_cap.action = 'deny', false), least(coalesce(v_cap.spent, 0), 9223372036854775807), coalesce(v_cap.cap_limit, 0), v_cap.action,
-    nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;
+  v_answer.capped := coalesce(v_answer.capped, false);
+  v_answer.current_spend := coalesce(v_answer.current_spend, 0);
+  v_answer.cap_limit := coalesce(v_answer.cap_limit, 0);
+  v_answer.revision := coalesce(v_account.revision, 0);
+  return v_answer;
 end
 $$;
 comment on function ducto.check_spend_cap is

@@ -313,14 +313,13 @@ begin
           -- The price: which version, its terms and its price of the model, which never change. In a batch those of the element
           -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
           if (v_reusable and v_priced = v_model and v_version is null) is not true then
-            if v_version is null then
+            if v_is_new then
+              v_version := v_new_terms.version;
+            elsif v_version is null then
               select a.version
               into v_version
               from ducto_private.activations as a
               where a.starts_at <= v_now and a.ends_at > v_now;
-              if v_is_new then
-                v_version := v_new_terms.version;
-              end if;
             end if;
             select t.*
             into v_terms

@@ -229,14 +229,10 @@ language plpgsql stable
 as $$
 declare
   v_hold ducto_private.holds;
-  v_refusal ducto.reservation;
 begin
   v_hold := ducto_private.find_hold(p_reservation_id, p_user_id);
   if v_hold.hold_id is null then
-    v_refusal.error := 'reservation_not_found';
-    v_refusal.amount := 0;
-    v_refusal.charged := 0;
-    return v_refusal;
+    return jsonb_populate_record(null::ducto.reservation, '{"error": "reservation_not_found", "amount": 0, "charged": 0}');
   end if;
   return ducto_private.hold_answer(v_hold, (ducto_private.read_account(v_hold.account_id)).changed_at);
 end

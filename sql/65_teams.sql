@@ -161,8 +161,8 @@ declare
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query
-  select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text,
-    least(ducto_private.member_spent(m, greatest(clock_timestamp(), a.changed_at), v_zone), 9223372036854775807)::bigint
+  select m.user_id, m.role, m.spend_cap, ducto_private.at_most_bigint(m.total_spent), m.spend_cap_period, null::text,
+    ducto_private.at_most_bigint(ducto_private.member_spent(m, greatest(clock_timestamp(), a.changed_at), v_zone))
   from ducto_private.accounts as a
   join ducto_private.team_members as m on m.account_id = a.account_id
   where a.account_id = p_team_id and m.left_at is null

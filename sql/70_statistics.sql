@@ -142,21 +142,12 @@ begin
 end
 $$;
 
--- A sum over many accounts as an answer can hold it: beyond bigint its greatest number.
-create or replace function ducto_private.clamp(p_sum numeric) returns bigint
-language plpgsql immutable parallel safe
-as $$
-begin
-  return least(p_sum, 9223372036854775807);
-end
-$$;
-
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
 language sql stable
 as $$
-  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
@@ -168,8 +159,8 @@ create or replace function ducto.spend_by_model(p_start timestamptz default null
 returns setof ducto.spend_by_model_row
 language sql stable
 as $$
-  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
@@ -181,8 +172,8 @@ create or replace function ducto.daily_spend(p_start timestamptz default null, p
 returns setof ducto.daily_spend_row
 language sql stable
 as $$
-  select u.day, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.day, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as u
   group by u.day
   order by u.day
@@ -222,9 +213,10 @@ begin
     select m.*
     from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as m
   )
-  select ducto_private.clamp(coalesce(sum(u.total_spend), 0)),
+  select ducto_private.at_most_bigint(coalesce(sum(u.total_spend), 0)),
     count(*) filter (where u.transaction_count > 0),
-    ducto_private.clamp(coalesce(div(sum(u.total_spend), (select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0)),
+    ducto_private.at_most_bigint(coalesce(div(sum(u.total_spend), (
+      select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0)),
     (select m.name
       from models as m
       where m.name <> ''
@@ -237,7 +229,7 @@ begin
       where t.transaction_count > 0
       order by t.total_spend desc, t.user_id collate "C"
       limit 1),
-    ducto_private.clamp(coalesce(sum(u.allowance_used), 0)), ducto_private.clamp(coalesce(sum(u.refunded), 0)),
+    ducto_private.at_most_bigint(coalesce(sum(u.allowance_used), 0)), ducto_private.at_most_bigint(coalesce(sum(u.refunded), 0)),
     coalesce(sum(u.cost), 0)
   into v_answer.total_credits_consumed, v_answer.active_users, v_answer.avg_daily_spend, v_answer.top_model, v_answer.top_user,
     v_answer.allowance_used, v_answer.refunded, v_answer.cost
