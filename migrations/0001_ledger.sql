@@ -175,8 +175,8 @@ create table ducto_private.transactions (
   model text,
   resolved_model text,
   plan_id text,
-  actor_id text collate "C",
-  reservation_id uuid,
+  member_id text collate "C",
+  hold_id uuid,
   idempotency_key text collate "C",
   metadata jsonb,
   primary key (transaction_id, account_id),
@@ -220,8 +220,8 @@ comment on column ducto_private.transaction_details.lifetime_purchased is 'The a
 create view ducto_private.ledger as
 select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.fingerprint,
   t.pricing_version, t.account_id, t.type, t.carry_after, t.cost,
-  case when t.model is null then t.usage else t.usage || jsonb_build_object('model', t.model) end as usage, t.model, t.resolved_model, t.plan_id, t.actor_id,
-  t.reservation_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
+  case when t.model is null then t.usage else t.usage || jsonb_build_object('model', t.model) end as usage, t.model, t.resolved_model, t.plan_id, t.member_id,
+  t.hold_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
   coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.occurred_at, d.paid_amount, d.paid_currency,
   d.reference, d.reason
 from ducto_private.transactions as t
@@ -253,10 +253,10 @@ create trigger append_only_truncate before truncate on ducto_private.transaction
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Holds
 
-create table ducto_private.reservations (
-  reservation_id uuid not null,
+create table ducto_private.holds (
+  hold_id uuid not null,
   account_id text collate "C" not null,
-  actor_id text collate "C",
+  member_id text collate "C",
   status text not null default 'active',
   held bigint not null,
   charged bigint not null default 0,
@@ -273,16 +273,16 @@ create table ducto_private.reservations (
   metadata jsonb,
   idempotency_key text collate "C",
   settled_by uuid,
-  primary key (reservation_id, account_id)
+  primary key (hold_id, account_id)
 ) with (fillfactor = 80);
-create index reservations_active on ducto_private.reservations (account_id) where status = 'active';
-create index reservations_account on ducto_private.reservations (account_id, created_at);
+create index holds_active on ducto_private.holds (account_id) where status = 'active';
+create index holds_account on ducto_private.holds (account_id, created_at);
 
 create table ducto_private.hold_keys (
   account_id text collate "C" not null,
   idempotency_key text collate "C" not null,
   fingerprint bigint not null,
-  reservation_id uuid not null,
+  hold_id uuid not null,
   amount bigint not null,
   balance bigint not null,
   reserved_total bigint not null,
@@ -347,11 +347,11 @@ create table ducto_private.spend_caps (
   action text not null,
   spent numeric not null default 0,
   window_date date not null,
-  told_date date,
+  warned_date date,
   primary key (account_id, model, cap_type)
 );
 comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
-comment on column ducto_private.spend_caps.told_date is 'First date of the window in which a warning was last told by an event.';
+comment on column ducto_private.spend_caps.warned_date is 'First date of the window in which a warning was last told by an event.';
 comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
 
 create table ducto_private.teams (

@@ -397,15 +397,15 @@ comment on type ducto.aggregate_stats_row is 'What was spent in all, by whom and
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What spend() is asked and answers: holds, extensions, charges and settlements
 
-create type ducto_private.ask as (
-  does text,
+create type ducto_private.request as (
+  action text,
   call text,
-  actor_id text,
+  member_id text,
   usage jsonb,
   job text,
   amount numeric,
   model text,
-  reservation_id text,
+  hold_id text,
   final boolean,
   key text,
   metadata jsonb,
@@ -415,20 +415,21 @@ create type ducto_private.ask as (
   batched boolean,
   error text
 );
-comment on type ducto_private.ask is
-  'does: hold, extend or charge (with a reservation: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
+comment on type ducto_private.request is
+  'action: hold, extend or charge (with hold_id: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
 
 create type ducto_private.answers as (
   charges ducto.deduction_result[],
   holds ducto.reserve_result[]
 );
 
--- The caps that an amount meets, and what it would do to them: whether one denies it, whether an event is to be told, and
--- whether a window has moved on since a cap's row was written.
+-- What check_caps() finds: the caps that an amount meets, those that it would exceed and the room that it would leave each
+-- of them, whether one denies it, whether an event is to be written, and whether a cap's row is of an earlier window.
 create type ducto_private.caps_check as (
   caps ducto_private.spend_caps[],
   exceeded ducto_private.spend_caps[],
+  room numeric[],
   denied boolean,
-  tells boolean,
+  has_event boolean,
   moved boolean
 );

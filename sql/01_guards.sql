@@ -9,14 +9,14 @@ declare
     else $e$(overlay('0' || to_hex((date_part('epoch', clock_timestamp()) * 4096000)::bigint) placing '7' from 13 for 0)
       || right(gen_random_uuid()::text, 17))::uuid$e$ end;
 begin
-  execute format('create or replace function ducto_private.new_id() returns uuid language plpgsql volatile '
-    'set search_path = pg_catalog, pg_temp as %L', 'begin return ' || v_id || '; end');
+  execute format('create or replace function ducto_private.new_id() returns uuid language plpgsql volatile as %L',
+    'begin return ' || v_id || '; end');
   if not exists (
     select from pg_attribute as a
-    where a.attrelid = 'ducto_private.reservations'::regclass and a.attname = 'reservation_id' and a.atthasdef)
+    where a.attrelid = 'ducto_private.holds'::regclass and a.attname = 'hold_id' and a.atthasdef)
   then
     execute 'alter table ducto_private.transactions alter transaction_id set default ' || v_id;
-    execute 'alter table ducto_private.reservations alter reservation_id set default ' || v_id;
+    execute 'alter table ducto_private.holds alter hold_id set default ' || v_id;
   end if;
 end
 $do$;
@@ -30,6 +30,15 @@ begin
 end
 $$;
 
+-- A sum as an answer can hold it: beyond bigint its greatest number.
+create or replace function ducto_private.at_most_bigint(p_sum numeric) returns bigint
+language plpgsql immutable parallel safe
+as $$
+begin
+  return least(p_sum, 9223372036854775807);
+end
+$$;
+
 create or replace function ducto_private.invalid(p_message text, p_hint text, p_detail text default null) returns void
 language plpgsql stable
 as $$
@@ -38,12 +47,20 @@ begin
 end
 $$;
 
+-- A text without the blanks at its ends, those of Unicode included.
+create or replace function ducto_private.trimmed(p_value text) returns text
+language plpgsql immutable parallel safe
+as $$
+begin
+  return btrim(p_value, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000');
+end
+$$;
+
 create or replace function ducto_private.is_text(p_value text) returns boolean
 language plpgsql immutable parallel safe
 as $$
 begin
-  return p_value is not null and char_length(p_value) between 1 and 255
-    and p_value = btrim(p_value, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000');
+  return p_value is not null and char_length(p_value) between 1 and 255 and p_value = ducto_private.trimmed(p_value);
 end
 $$;
 
@@ -65,7 +82,7 @@ create or replace function ducto_private.check_key(p_key text) returns void
 language plpgsql stable parallel safe
 as $$
 begin
-  if char_length(p_key) not between 1 and 255 or btrim(p_key, E' \t\n\r\f\u000b\u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000') = '' then
+  if char_length(p_key) not between 1 and 255 or ducto_private.trimmed(p_key) = '' then
     perform ducto_private.invalid('p_idempotency_key must have 1 to 255 characters, not all blank',
       'Use a request id of your own, or null for a call that is never repeated.', left(p_key, 100));
   end if;

@@ -114,25 +114,3 @@ begin
         'Add it to the config''s models, or price _default.');
 end
 $$;
-
-create or replace function ducto_private.unknown_job(p_version integer, p_job text) returns void
-language plpgsql stable parallel safe
-as $$
-begin
-  raise exception 'unknown job ''%''', left(p_job, 255)
-    using errcode = 'DU004',
-      hint = ducto_private.did_you_mean(
-        p_job,
-        array(select p.key from ducto_private.prices as p where p.version = p_version and p.section = 'fixed'),
-        'Add it to the config''s fixed.');
-end
-$$;
-
-create or replace function ducto_private.cost_beyond_bigint(p_where text) returns void
-language plpgsql stable parallel safe
-as $$
-begin
-  raise exception '%: the cost is beyond bigint', p_where
-    using errcode = '22003', hint = 'Check the formula and the usage.';
-end
-$$;

@@ -64,7 +64,7 @@ end
 $$;
 
 -- The zone that the first recorded activation fixed, by whose days all statistics count; null before.
-create or replace function ducto_private.first_zone() returns text
+create or replace function ducto_private.ledger_zone() returns text
 language plpgsql stable
 as $$
 begin
@@ -212,7 +212,7 @@ end
 $$;
 
 -- What one price gives for a usage, in credits.
-create or replace function ducto_private.part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
+create or replace function ducto_private.price_part(p_price ducto_private.prices, p_usage jsonb, p_factor numeric) returns numeric
 language plpgsql stable
 as $$
 begin
@@ -234,7 +234,12 @@ declare
     where p.version = p_version and p.section = 'fixed' and p.key = p_job);
 begin
   if v_credits is null then
-    perform ducto_private.unknown_job(p_version, p_job);
+    raise exception 'unknown job ''%''', left(p_job, 255)
+      using errcode = 'DU004',
+        hint = ducto_private.did_you_mean(
+          p_job,
+          array(select p.key from ducto_private.prices as p where p.version = p_version and p.section = 'fixed'),
+          'Add it to the config''s fixed.');
   end if;
   return v_credits;
 end
@@ -274,7 +279,7 @@ begin
     limit 1;
   end if;
   if v_price.key is not null then
-    v_quote.model_credits := greatest(0, ducto_private.part(v_price, p_usage, p_terms.factor));
+    v_quote.model_credits := greatest(0, ducto_private.price_part(v_price, p_usage, p_terms.factor));
     v_most := v_quote.model_credits;
     v_path := v_price.section || '.' || v_price.key;
   elsif v_model not in ('', 'none')
@@ -312,7 +317,7 @@ begin
     loop
       continue when v_tool.calls = 0;
       v_price := v_tool.price;
-      v_part := ducto_private.part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
+      v_part := ducto_private.price_part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
       v_quote.tool_credits := v_quote.tool_credits + v_part;
       if v_part > v_most then
         v_most := v_part;
@@ -330,7 +335,7 @@ begin
     where p.version = p_terms.version and (p.section, p.key) in (('search', 'costs'), ('cache', 'discount'))
     order by p.section desc
   loop
-    v_part := ducto_private.part(v_price, p_usage, p_terms.factor);
+    v_part := ducto_private.price_part(v_price, p_usage, p_terms.factor);
     if v_price.section = 'search' then
       v_quote.search_credits := greatest(0, v_part);
     else
@@ -352,7 +357,8 @@ begin
   v_quote.cost := greatest(0,
     v_quote.model_credits + v_quote.tool_credits + v_quote.search_credits + v_quote.fixed_credits + v_quote.cache_savings);
   if v_quote.cost > 9223372036854775807 then
-    perform ducto_private.cost_beyond_bigint(v_path);
+    raise exception '%: the cost is beyond bigint', v_path
+      using errcode = '22003', hint = 'Check the formula and the usage.';
   end if;
   return v_quote;
 end
@@ -404,7 +410,7 @@ comment on function ducto.calculate_cost is
 -- Publishing and activating
 
 -- When each activation ends, once one was added or taken back.
-create or replace function ducto_private.date_activations() returns void
+create or replace function ducto_private.end_activations() returns void
 language plpgsql volatile
 as $$
 begin
@@ -433,7 +439,7 @@ declare
 begin
   perform ducto_private.lock_setup();
   v_now := clock_timestamp();
-  v_first_zone := ducto_private.first_zone();
+  v_first_zone := ducto_private.ledger_zone();
   v_zone := coalesce((ducto_private.find_version(p_version)).config ->> 'timezone', 'UTC');
   if v_zone <> v_first_zone then
     perform ducto_private.invalid(
@@ -461,7 +467,7 @@ begin
     current_setting('role')
   from ducto_private.activations as a
   on conflict do nothing;
-  perform ducto_private.date_activations();
+  perform ducto_private.end_activations();
   for v_plan in
     select t.plan_id from ducto_private.terms as t where t.version = v_from and t.own_version = v_from and t.plan_id <> ''
     except
@@ -475,7 +481,8 @@ end
 $$;
 
 -- The terms of version p_version: its own plans', and those of plans that it lacks, from the version before. A plan that is
--- new has terms in the earlier versions too, for accounts on it once one of those is activated again.
+-- new has terms in the earlier versions too, for accounts on it once one of those is activated again. What all plans of a
+-- version share stands in its row without a plan.
 create or replace function ducto_private.write_terms(p_version integer, p_terms jsonb) returns void
 language plpgsql volatile
 as $$
@@ -483,7 +490,7 @@ begin
   with given as (
     select g.*
     from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
-  ), levels as (
+  ), shared as (
     select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
       t.default_plan
     from ducto_private.terms as t
@@ -504,7 +511,7 @@ begin
     union all
     select l.version, p_version, g.plan_id, g.plan_name, g.free_allowance, g.features, g.plan_factor, g.overrides
     from given as g
-    join levels as l on l.version < p_version
+    join shared as l on l.version < p_version
     where not exists (select from ducto_private.terms as t where t.version = l.version and t.plan_id = g.plan_id)
   )
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
@@ -513,7 +520,7 @@ begin
     l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
     l.default_plan, d.composed_id, d.composed_rates
   from plans as p
-  join levels as l on l.version = p.version
+  join shared as l on l.version = p.version
   left join ducto_private.prices as d on d.version = p.version and d.section = 'models' and d.key = '_default';
 end
 $$;
@@ -544,7 +551,7 @@ begin
     returning version into v_version;
     insert into ducto_private.formulas (formula_id, body)
     select ('x' || left(encode(sha256(convert_to(f.body, 'UTF8')), 'hex'), 16))::bit(64)::bigint, f.body
-    from jsonb_to_recordset(p_formulas) as f (body text)
+    from jsonb_array_elements_text(p_formulas) as f (body)
     on conflict do nothing;
     insert into ducto_private.prices (version, section, key, formula_id, composed_id, rates, composed_rates, prefixes)
     select v_version, p.section, p.key, p.formula_id, p.composed_id, p.rates, p.composed_rates, p.prefixes
@@ -622,7 +629,7 @@ begin
     perform ducto_private.invalid(format('version %s is not scheduled', p_version),
       'Only an activation with a time to come can be taken back; activate another version to end the present one.');
   end if;
-  perform ducto_private.date_activations();
+  perform ducto_private.end_activations();
   return ducto.get_pricing_config(p_version);
 end
 $$;

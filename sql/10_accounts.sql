@@ -14,7 +14,7 @@ end
 $$;
 
 -- Tells of a debit that took the balance below zero, or down to the low balance.
-create or replace function ducto_private.tell_balance(
+create or replace function ducto_private.emit_balance_events(
   p_account_id text, p_before bigint, p_after bigint, p_low_balance bigint, p_now timestamptz) returns void
 language plpgsql volatile
 as $$
@@ -42,7 +42,7 @@ create or replace function ducto_private.post(
   p_pricing_version integer default null,
   p_model text default null,
   p_resolved_model text default null,
-  p_actor_id text default null,
+  p_member_id text default null,
   p_refers_to uuid default null,
   p_allowance_restored bigint default 0,
   p_allowance_lapsed bigint default 0,
@@ -69,9 +69,9 @@ begin
   where a.account_id = p_account_id
   returning a.* into v_account;
   insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
-    pricing_version, account_id, type, carry_after, model, resolved_model, actor_id, idempotency_key, metadata)
+    pricing_version, account_id, type, carry_after, model, resolved_model, member_id, idempotency_key, metadata)
   values (v_account.seq, p_amount, v_account.balance, -p_allowance_restored, v_account.revision, p_now, p_fingerprint,
-    p_pricing_version, p_account_id, p_type, v_account.carry, p_model, p_resolved_model, p_actor_id, p_key, p_metadata)
+    p_pricing_version, p_account_id, p_type, v_account.carry, p_model, p_resolved_model, p_member_id, p_key, p_metadata)
   returning transaction_id into v_id;
   insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
     lifetime_purchased, expires_at, occurred_at, paid_amount, paid_currency, reference, reason)
@@ -79,7 +79,7 @@ begin
     case when p_type not in ('refund', 'expiry') then v_account.lifetime_purchased end, p_expires_at, p_occurred_at, p_paid_amount,
     p_paid_currency, p_reference, p_reason);
   if p_amount < 0 then
-    perform ducto_private.tell_balance(p_account_id, v_account.balance - p_amount, v_account.balance, (
+    perform ducto_private.emit_balance_events(p_account_id, v_account.balance - p_amount, v_account.balance, (
       select t.low_balance
       from ducto_private.terms as t
       where t.version = ducto_private.active_version(p_now) and t.plan_id = ''), p_now);
@@ -100,7 +100,7 @@ end
 $$;
 
 -- An account as it would open at p_now by these terms, on their default plan and with their bonus.
-create or replace function ducto_private.unopened(p_account_id text, p_kind text, p_now timestamptz, p_terms ducto_private.terms)
+create or replace function ducto_private.new_account(p_account_id text, p_kind text, p_now timestamptz, p_terms ducto_private.terms)
 returns ducto_private.accounts
 language plpgsql immutable
 as $$
@@ -174,7 +174,7 @@ begin
     if v_version is not null then
       v_terms := ducto_private.find_terms(v_version, null, v_now);
     end if;
-    v_opened := ducto_private.open_account(ducto_private.unopened(p_account_id, 'user', v_now, v_terms), v_version);
+    v_opened := ducto_private.open_account(ducto_private.new_account(p_account_id, 'user', v_now, v_terms), v_version);
   end loop;
 end
 $$;
@@ -246,13 +246,16 @@ begin
   end if;
   select coalesce(sum(r.held), 0), count(*), min(r.expires_at)
   into p_account.held, p_account.holds, p_account.holds_due_at
-  from ducto_private.reservations as r
+  from ducto_private.holds as r
   where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now;
   if p_account.lots > 0 then
     select p_account.balance - coalesce(sum(d.expired), 0), p_account.lots - count(*) filter (where d.expired = d.remainder)
     into p_account.balance, p_account.lots
     from ducto_private.due_lots(p_account.account_id, p_now) as d;
-    p_account.lots_due_at := ducto_private.next_lot(p_account.account_id, p_now);
+    p_account.lots_due_at := (
+      select min(l.expires_at)
+      from ducto_private.credit_lots as l
+      where l.account_id = p_account.account_id and l.remainder > 0 and l.expires_at > p_now);
   end if;
   return p_account;
 end
@@ -271,7 +274,7 @@ declare
   v_step ducto_private.due_lot;
   v_id uuid;
 begin
-  update ducto_private.reservations as r
+  update ducto_private.holds as r
   set status = 'expired', held = 0, ended_at = r.expires_at
   where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now;
   foreach v_step in array v_steps loop
@@ -285,7 +288,7 @@ begin
   set held = h.held, holds = h.holds, holds_due_at = h.due_at
   from (
     select coalesce(sum(r.held), 0) as held, count(*) as holds, min(r.expires_at) as due_at
-    from ducto_private.reservations as r
+    from ducto_private.holds as r
     where r.account_id = p_account_id and r.status = 'active'
   ) as h
   where a.account_id = p_account_id;
@@ -312,7 +315,7 @@ end
 $$;
 
 -- An account as a reader sees it, changed_at the time of reading; a null row where it is unknown.
-create or replace function ducto_private.as_read(p_account_id text) returns ducto_private.accounts
+create or replace function ducto_private.read_account(p_account_id text) returns ducto_private.accounts
 language plpgsql stable
 as $$
 declare

@@ -18,7 +18,7 @@ begin
     from (
       select l.*, sum(l.remainder) over (order by l.expires_at, l.seq) - coalesce((
         select sum(r.held)
-        from ducto_private.reservations as r
+        from ducto_private.holds as r
         where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now and r.created_at < l.expires_at), 0)
         as unheld
       from ducto_private.credit_lots as l
@@ -52,7 +52,7 @@ begin
         where l.account_id = a.account_id and l.remainder > 0
         union
         select r.expires_at
-        from ducto_private.reservations as r
+        from ducto_private.holds as r
         where r.account_id = a.account_id and r.status = 'active'
       ) as e
       where a.account_id = p_account_id and a.changed_at <= p_now and e.at <= p_now
@@ -63,20 +63,8 @@ begin
 end
 $$;
 
--- When the next of an account's lots expires.
-create or replace function ducto_private.next_lot(p_account_id text, p_now timestamptz) returns timestamptz
-language plpgsql stable
-as $$
-begin
-  return (
-    select min(l.expires_at)
-    from ducto_private.credit_lots as l
-    where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_now);
-end
-$$;
-
 -- What an account's due lots keep for holds, once write_expiry() has run.
-create or replace function ducto_private.kept(p_account_id text, p_now timestamptz) returns bigint
+create or replace function ducto_private.kept_for_holds(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
 as $$
 begin
@@ -141,7 +129,7 @@ $$;
 
 -- Takes a debit from an account's lots as far as they go: at most p_held of it from due ones, kept for a hold taken at
 -- p_held_since, the rest from those not yet due, p_first before all.
-create or replace function ducto_private.burn(
+create or replace function ducto_private.debit_lots(
   p_account_id text,
   p_now timestamptz,
   p_id uuid,
@@ -263,7 +251,7 @@ begin
     ) as a
     cross join lateral ducto_private.due_lots(a.account_id, v_now) as d
     where d.expired > 0;
-    return row(v_count, least(v_amount, 9223372036854775807), true, null)::ducto.sweep_result;
+    return row(v_count, ducto_private.at_most_bigint(v_amount), true, null)::ducto.sweep_result;
   end if;
   for v_account_id in
     select l.account_id
@@ -291,7 +279,7 @@ begin
     v_limit := v_limit - 1;
     exit when v_limit = 0;
   end loop;
-  return row(v_count, least(v_amount, 9223372036854775807), false, null)::ducto.sweep_result;
+  return row(v_count, ducto_private.at_most_bigint(v_amount), false, null)::ducto.sweep_result;
 end
 $$;
 comment on function ducto.sweep_expired_credits is

@@ -4,7 +4,7 @@
 -- ledger once, which finds next to nothing, and a charge never sums its history.
 
 -- The first local date of the day or month in which p_now lies; null for a lifetime.
-create or replace function ducto_private.window_of(p_period text, p_now timestamptz, p_zone text) returns date
+create or replace function ducto_private.window_date(p_period text, p_now timestamptz, p_zone text) returns date
 language plpgsql immutable
 as $$
 begin
@@ -25,7 +25,7 @@ $$;
 -- What the window that begins on p_first has debited so far, net of refunds of its charges. Three hours from its ends no
 -- clock is put back to another day.
 create or replace function ducto_private.window_spent(
-  p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_actor_id text) returns numeric
+  p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_member_id text) returns numeric
 language plpgsql stable
 as $$
 declare
@@ -38,9 +38,9 @@ begin
     from ducto_private.transactions as t
     where t.account_id = p_account_id and t.seq > v_seq and t.type in ('usage', 'refund')
       and (p_model = '' or p_model in (t.model, t.resolved_model))
-      and (p_actor_id is null or t.actor_id = p_actor_id)
+      and (p_member_id is null or t.member_id = p_member_id)
       and (t.type = 'usage' and t.created_at between v_start + interval '3 hours' and v_end - interval '3 hours'
-        or ducto_private.window_of(p_period, case t.type when 'usage' then t.created_at else (
+        or ducto_private.window_date(p_period, case t.type when 'usage' then t.created_at else (
           select c.created_at
           from ducto_private.transaction_details as d
           join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
@@ -49,7 +49,7 @@ end
 $$;
 
 -- An account's caps on all models and on those named (null: on any), in the window of p_now.
-create or replace function ducto_private.caps_now(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
+create or replace function ducto_private.current_caps(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
 returns setof ducto_private.spend_caps
 language plpgsql stable
 as $$
@@ -58,17 +58,17 @@ begin
   select c.account_id, c.cap_type, c.model, c.cap_limit, c.action,
     case when c.window_date = w.first then c.spent
       else ducto_private.window_spent(p_account_id, c.cap_type, w.first, p_zone, c.model, null) end,
-    w.first, c.told_date
+    w.first, c.warned_date
   from ducto_private.spend_caps as c
-  cross join lateral ducto_private.window_of(c.cap_type, p_now, p_zone) as w (first)
+  cross join lateral ducto_private.window_date(c.cap_type, p_now, p_zone) as w (first)
   where c.account_id = p_account_id and (p_models is null or c.model = any (p_models));
 end
 $$;
 
--- What an amount would do to the caps that it meets: caps has all of them as they stand at p_now, exceeded those that it
--- would exceed, the denying one with the least room first. p_held are all holds, p_left is left of the allowance, p_debit would be debited by a charge (0 by a hold). A
--- settlement is not admitted (p_admits false): it exceeds a cap that its debit goes beyond. The plan is generic, because
--- PostgreSQL would make one anew for each list of models.
+-- What an amount would do to the caps on p_models. Of the answer, caps are all of them as they stand at p_now, exceeded those
+-- that it would exceed, and room what each of these has left (negative) after it. All the account's holds hold p_held, its
+-- allowance has p_left left, and a charge would debit p_debit (a hold 0). A settlement is never refused (p_admits false): it
+-- exceeds the caps that its debit goes beyond. The plan is generic, because PostgreSQL would plan anew for each list of models.
 create or replace function ducto_private.check_caps(
   p_account_id text, p_now timestamptz, p_zone text, p_models text[], p_held bigint, p_amount bigint, p_left bigint,
   p_debit bigint, p_admits boolean)
@@ -81,18 +81,17 @@ declare
   v_first date;
   v_held numeric;
   v_after numeric;
-  v_least numeric;
   v_exceeds boolean;
   v_cap ducto_private.spend_caps;
   v_caps ducto_private.spend_caps[];
   v_check ducto_private.caps_check;
 begin
-  select array_agg(c order by c.cap_type, c.model)
+  select array_agg(c)
   into v_caps
   from ducto_private.spend_caps as c
   where c.account_id = p_account_id and c.model = any (p_models);
   v_check.denied := false;
-  v_check.tells := false;
+  v_check.has_event := false;
   v_check.moved := false;
   if v_caps is null then
     return v_check;
@@ -109,7 +108,7 @@ begin
       if p_held > 0 and v_cap.model <> '' then
         v_held := (
           select coalesce(sum(r.held), 0)
-          from ducto_private.reservations as r
+          from ducto_private.holds as r
           where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now
             and v_cap.model in (r.model, r.resolved_model));
       end if;
@@ -120,16 +119,12 @@ begin
       v_exceeds := p_debit > 0 and v_cap.spent + p_debit > v_cap.cap_limit;
     end if;
     if v_exceeds then
-      if v_cap.action = 'deny' and (v_least is null or v_cap.cap_limit - v_cap.spent - v_after < v_least) then
-        v_least := v_cap.cap_limit - v_cap.spent - v_after;
-        v_check.exceeded := v_cap || v_check.exceeded;
-      else
-        v_check.exceeded := v_check.exceeded || v_cap;
-      end if;
+      v_check.exceeded := v_check.exceeded || v_cap;
+      v_check.room := v_check.room || v_cap.cap_limit - v_cap.spent - v_after;
       v_check.denied := v_check.denied or p_admits and v_cap.action = 'deny';
-      v_check.tells := true;
+      v_check.has_event := true;
     elsif v_cap.action = 'deny' and v_cap.spent + p_debit >= v_cap.cap_limit then
-      v_check.tells := true;
+      v_check.has_event := true;
     end if;
     v_check.caps := v_check.caps || v_cap;
   end loop;
@@ -139,7 +134,7 @@ $$;
 
 -- Counts a debit (0: a hold) in the caps that check_caps() found, and tells of those that it reaches or exceeds. Whether it
 -- exceeds any is what it returns.
-create or replace function ducto_private.count_caps(p_check ducto_private.caps_check, p_debit bigint, p_now timestamptz)
+create or replace function ducto_private.debit_caps(p_check ducto_private.caps_check, p_debit bigint, p_now timestamptz)
 returns boolean
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -161,15 +156,15 @@ begin
     set spent = s.spent + p_debit
     where s.account_id = v_account_id and s.model = any (array(select c.model from unnest(p_check.caps) as c));
   end if;
-  if not p_check.tells then
+  if not p_check.has_event then
     return false;
   end if;
   with told as (
     update ducto_private.spend_caps as s
-    set told_date = s.window_date
+    set warned_date = s.window_date
     from unnest(p_check.exceeded) as e
     where s.account_id = v_account_id and s.model = e.model and s.cap_type = e.cap_type
-      and s.action <> 'deny' and s.told_date is distinct from s.window_date
+      and s.action <> 'deny' and s.warned_date is distinct from s.window_date
     returning s.model, s.cap_type
   )
   insert into ducto_private.events (event_id, account_id, type, payload, created_at)
@@ -191,7 +186,7 @@ returns numeric
 language plpgsql stable
 as $$
 declare
-  v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
+  v_first date := ducto_private.window_date(p_member.spend_cap_period, p_now, p_zone);
 begin
   return case
     when v_first is null then p_member.total_spent
@@ -212,8 +207,8 @@ declare
 begin
   v_held := (
     select coalesce(sum(r.held), 0)
-    from ducto_private.reservations as r
-    where r.account_id = p_member.account_id and r.status = 'active' and r.expires_at > p_now and r.actor_id = p_member.user_id);
+    from ducto_private.holds as r
+    where r.account_id = p_member.account_id and r.status = 'active' and r.expires_at > p_now and r.member_id = p_member.user_id);
   v_demand := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
   return v_demand > least(v_held, greatest(0, p_held::numeric - p_left))
     and ducto_private.member_spent(p_member, p_now, p_zone) + v_demand > p_member.spend_cap;
@@ -222,16 +217,16 @@ $$;
 
 -- Counts a member's debit, or a refund of one (negative) that was made at p_at. Whether it went beyond the member's cap is what it
 -- returns.
-create or replace function ducto_private.count_member(
+create or replace function ducto_private.debit_member(
   p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_debit bigint, p_at timestamptz)
 returns boolean
 language plpgsql volatile
 as $$
 declare
-  v_first date := ducto_private.window_of(p_member.spend_cap_period, p_now, p_zone);
+  v_first date := ducto_private.window_date(p_member.spend_cap_period, p_now, p_zone);
   v_spent numeric := ducto_private.member_spent(p_member, p_now, p_zone);
 begin
-  if v_first is null or v_first = ducto_private.window_of(p_member.spend_cap_period, p_at, p_zone) then
+  if v_first is null or v_first = ducto_private.window_date(p_member.spend_cap_period, p_at, p_zone) then
     v_spent := v_spent + p_debit;
   end if;
   update ducto_private.team_members as m
@@ -241,14 +236,15 @@ begin
 end
 $$;
 
--- A cap as caps_now() sees it.
+-- A cap as current_caps() sees it.
 create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint, p_zone text)
 returns ducto.spend_cap
 language plpgsql stable
 as $$
 begin
   return row(p_cap.account_id, p_cap.cap_type, nullif(p_cap.model, ''), p_cap.cap_limit, p_cap.action, null, p_revision,
-    least(p_cap.spent, 9223372036854775807), ducto_private.window_end(p_cap.cap_type, p_cap.window_date, p_zone))::ducto.spend_cap;
+    ducto_private.at_most_bigint(p_cap.spent),
+    ducto_private.window_end(p_cap.cap_type, p_cap.window_date, p_zone))::ducto.spend_cap;
 end
 $$;
 
@@ -289,7 +285,7 @@ begin
   where c.account_id = p_user_id and c.model = v_cap.model and c.cap_type = v_cap.cap_type;
   v_added := (not found)::integer;
   if v_added = 1 then
-    v_cap.window_date := ducto_private.window_of(v_cap.cap_type, v_now, v_zone);
+    v_cap.window_date := ducto_private.window_date(v_cap.cap_type, v_now, v_zone);
     insert into ducto_private.spend_caps (account_id, cap_type, model, cap_limit, action, spent, window_date)
     values (p_user_id, v_cap.cap_type, v_cap.model, p_limit, v_cap.action,
       ducto_private.window_spent(p_user_id, v_cap.cap_type, v_cap.window_date, v_zone, v_cap.model, null),
@@ -300,7 +296,7 @@ begin
   where a.account_id = p_user_id;
   return (
     select ducto_private.cap_answer(c, v_account.revision + 1, v_zone)
-    from ducto_private.caps_now(p_user_id, v_now, v_zone, array[v_cap.model]) as c
+    from ducto_private.current_caps(p_user_id, v_now, v_zone, array[v_cap.model]) as c
     where c.cap_type = v_cap.cap_type);
 end
 $$;
@@ -311,7 +307,7 @@ create or replace function ducto.remove_spend_cap(p_user_id text, p_cap_type tex
 language plpgsql volatile
 as $$
 declare
-  v_zone text := ducto_private.first_zone();
+  v_zone text := ducto_private.ledger_zone();
   v_account ducto_private.accounts;
   v_now timestamptz;
   v_cap ducto_private.spend_caps;
@@ -322,7 +318,7 @@ begin
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   select c.*
   into v_cap
-  from ducto_private.caps_now(p_user_id, v_now, v_zone, array[coalesce(p_model, '')]) as c
+  from ducto_private.current_caps(p_user_id, v_now, v_zone, array[coalesce(p_model, '')]) as c
   where c.cap_type = p_cap_type;
   if not found then
     return row(null, null, null, 0, null, 'cap_not_found', coalesce(v_account.revision, 0), 0, null)::ducto.spend_cap;
@@ -342,13 +338,13 @@ create or replace function ducto.list_spend_caps(p_user_id text) returns setof d
 language plpgsql stable
 as $$
 declare
-  v_zone text := ducto_private.first_zone();
+  v_zone text := ducto_private.ledger_zone();
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return query
   select x.*
   from ducto_private.accounts as a
-  cross join lateral ducto_private.caps_now(p_user_id, greatest(clock_timestamp(), a.changed_at), v_zone, null) as c
+  cross join lateral ducto_private.current_caps(p_user_id, greatest(clock_timestamp(), a.changed_at), v_zone, null) as c
   cross join lateral ducto_private.cap_answer(c, a.revision, v_zone) as x
   where a.account_id = p_user_id
   order by c.cap_type, c.model;
@@ -361,11 +357,11 @@ returns ducto.cap_check_result
 language plpgsql stable
 as $$
 declare
-  v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
+  v_account ducto_private.accounts := ducto_private.read_account(p_user_id);
   v_now timestamptz := v_account.changed_at;
   v_terms ducto_private.terms;
   v_check ducto_private.caps_check;
-  v_cap ducto_private.spend_caps;
+  v_answer ducto.cap_check_result;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_short(p_model, 'p_model');
@@ -375,10 +371,18 @@ begin
     v_check := ducto_private.check_caps(p_user_id, v_now, v_terms.timezone,
       array['', p_model, (ducto_private.find_model(v_terms, p_model)).key], v_account.held, coalesce(p_amount, 0),
       ducto_private.allowance_left(v_account, v_terms, v_now), 0, true);
-    v_cap := v_check.exceeded[1];
+    select c.action = 'deny', ducto_private.at_most_bigint(c.spent), c.cap_limit, c.action, nullif(c.model, '')
+    into v_answer.capped, v_answer.current_spend, v_answer.cap_limit, v_answer.action, v_answer.model
+    from unnest(v_check.exceeded, v_check.room)
+      as c (account_id, cap_type, model, cap_limit, action, spent, window_date, warned_date, room)
+    order by c.action = 'deny' desc, case c.action when 'deny' then c.room end, c.cap_type, c.model
+    limit 1;
   end if;
-  return row(coalesce(v_cap.action = 'deny', false), least(coalesce(v_cap.spent, 0), 9223372036854775807), coalesce(v_cap.cap_limit, 0), v_cap.action,
-    nullif(v_cap.model, ''), null, coalesce(v_account.revision, 0))::ducto.cap_check_result;
+  v_answer.capped := coalesce(v_answer.capped, false);
+  v_answer.current_spend := coalesce(v_answer.current_spend, 0);
+  v_answer.cap_limit := coalesce(v_answer.cap_limit, 0);
+  v_answer.revision := coalesce(v_account.revision, 0);
+  return v_answer;
 end
 $$;
 comment on function ducto.check_spend_cap is

@@ -61,13 +61,17 @@ begin
   v_row := ducto_private.find_by_key(p_user_id, p_idempotency_key);
   if v_row.transaction_id is not null then
     if v_row.fingerprint is distinct from v_fingerprint then
-      return ducto_private.credits_refusal('idempotency_conflict', ducto_private.as_read(p_user_id));
+      return ducto_private.credits_refusal('idempotency_conflict', ducto_private.read_account(p_user_id));
     end if;
     return ducto_private.credits_answer(v_row, true);
   end if;
   v_now := v_account.changed_at;
   if p_expires_at <= v_now then
-    perform ducto_private.invalid('p_expires_at must lie in the future', 'Credits that have expired are worth nothing.');
+    perform ducto_private.invalid(
+      format('p_expires_at must lie in the future: %s is not after %s, the time of account %s', p_expires_at, v_now, p_user_id),
+      case when v_now > clock_timestamp()
+        then 'The account was changed at that time, which is ahead of the clock: its time stands still until the clock reaches it.'
+        else 'Credits that have expired are worth nothing.' end);
   end if;
   v_account := ducto_private.expire(v_account, v_now);
   if v_type = 'purchase' then
@@ -75,7 +79,7 @@ begin
     perform ducto_private.check_range(v_account.lifetime_purchased::numeric + p_amount, 'lifetime_purchased', p_user_id);
   end if;
   perform ducto_private.check_range(v_account.balance::numeric + p_amount, 'the balance', p_user_id);
-  v_lot := p_amount - greatest(0, ducto_private.kept(p_user_id, v_now) - v_account.balance::numeric);
+  v_lot := p_amount - greatest(0, ducto_private.kept_for_holds(p_user_id, v_now) - v_account.balance::numeric);
   v_id := ducto_private.post(p_user_id, v_now, v_type, p_amount, p_idempotency_key, v_fingerprint, p_metadata,
     p_purchased => v_purchased, p_expires_at => p_expires_at, p_paid_amount => p_paid_amount,
     p_paid_currency => p_paid_currency, p_reference => p_reference);
@@ -155,7 +159,7 @@ begin
     p_purchased => case v_grant.type when 'purchase' then -p_amount else 0 end, p_refers_to => v_grant.transaction_id,
     p_reason => p_reason);
   if v_account.lots > 0 then
-    perform ducto_private.burn(p_user_id, v_now, v_id, p_amount, p_first => (
+    perform ducto_private.debit_lots(p_user_id, v_now, v_id, p_amount, p_first => (
       select l.lot_id
       from ducto_private.credit_lots as l
       where l.transaction_id = v_grant.transaction_id and l.account_id = p_user_id));
@@ -192,7 +196,7 @@ create or replace function ducto.get_balance(p_user_id text, p_at timestamptz de
 language plpgsql stable
 as $$
 declare
-  v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
+  v_account ducto_private.accounts := ducto_private.read_account(p_user_id);
   v_seq bigint;
   v_answer ducto.balance_result;
 begin

@@ -5,13 +5,13 @@
 -- does not use.
 
 -- What makes two holds, extensions or charges the same request; zeros in a usage say nothing, and nulls are not in it.
-create or replace function ducto_private.fingerprint(p_ask ducto_private.ask) returns bigint
+create or replace function ducto_private.fingerprint(p_request ducto_private.request) returns bigint
 language plpgsql immutable
 as $$
 begin
-  return jsonb_hash_extended(jsonb_build_array(p_ask.call,
-    jsonb_path_query_array(p_ask.usage, '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)'), p_ask.amount, p_ask.model,
-    lower(p_ask.reservation_id), p_ask.final, p_ask.actor_id, p_ask.operation_type), 0);
+  return jsonb_hash_extended(jsonb_build_array(p_request.call,
+    jsonb_path_query_array(p_request.usage, '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)'), p_request.amount, p_request.model,
+    lower(p_request.hold_id), p_request.final, p_request.member_id, p_request.operation_type), 0);
 end
 $$;
 
@@ -36,13 +36,13 @@ end
 $$;
 
 -- The first answer of a charge again, to the same request.
-create or replace function ducto_private.charge_replay(p_id uuid, p_ask ducto_private.ask, p_account ducto_private.accounts)
+create or replace function ducto_private.charge_replay(p_id uuid, p_request ducto_private.request, p_account ducto_private.accounts)
 returns ducto.deduction_result
 language plpgsql stable
 as $$
 declare
   v_row constant ducto_private.ledger := ducto_private.find_transaction(p_id::text, p_account.account_id);
-  v_first ducto_private.ask;
+  v_first ducto_private.request;
   v_fingerprint bigint := v_row.fingerprint;
 begin
   if v_row.type = 'usage' and v_fingerprint is null then
@@ -51,61 +51,61 @@ begin
     v_first.final := true;
     v_fingerprint := ducto_private.fingerprint(v_first);
   end if;
-  if v_fingerprint is distinct from ducto_private.fingerprint(p_ask) then
+  if v_fingerprint is distinct from ducto_private.fingerprint(p_request) then
     return ducto_private.charge_refusal('idempotency_conflict', p_account);
   end if;
-  return row(v_row.transaction_id, coalesce(v_row.actor_id, v_row.account_id), v_row.amount, v_row.balance_after, true, null,
+  return row(v_row.transaction_id, coalesce(v_row.member_id, v_row.account_id), v_row.amount, v_row.balance_after, true, null,
     v_row.cost, v_row.allowance_used, v_row.shortfall, coalesce(v_row.warnings, '{}'), v_row.revision)::ducto.deduction_result;
 end
 $$;
 
 -- A hold's or an extension's answer as its key remembers it.
 create or replace function ducto_private.hold_replay(
-  p_key ducto_private.hold_keys, p_ask ducto_private.ask, p_account ducto_private.accounts) returns ducto.reserve_result
+  p_key ducto_private.hold_keys, p_request ducto_private.request, p_account ducto_private.accounts) returns ducto.reserve_result
 language plpgsql stable
 as $$
 begin
-  if p_key.fingerprint <> ducto_private.fingerprint(p_ask) then
+  if p_key.fingerprint <> ducto_private.fingerprint(p_request) then
     return ducto_private.hold_refusal('idempotency_conflict', p_account);
   end if;
-  return row(p_key.reservation_id, coalesce((ducto_private.find_hold(p_key.reservation_id::text, p_key.account_id)).actor_id,
+  return row(p_key.hold_id, coalesce((ducto_private.find_hold(p_key.hold_id::text, p_key.account_id)).member_id,
     p_key.account_id), p_key.amount, p_key.balance, p_key.reserved_total, null, true, p_key.expires_at,
     coalesce(p_key.warnings, '{}'), p_key.revision)::ducto.reserve_result;
 end
 $$;
 
 -- What is asked, checked as far as that needs no account and no price, its usage without nulls.
-create or replace function ducto_private.checked_ask(p_ask ducto_private.ask) returns ducto_private.ask
+create or replace function ducto_private.checked_request(p_request ducto_private.request) returns ducto_private.request
 language plpgsql stable
 as $$
 begin
-  if p_ask.amount is null and p_ask.job is null then
-    p_ask.usage := ducto_private.checked_usage(p_ask.usage);
+  if p_request.amount is null and p_request.job is null then
+    p_request.usage := ducto_private.checked_usage(p_request.usage);
   end if;
-  perform ducto_private.check_short(p_ask.model, 'p_model');
-  perform ducto_private.check_key(p_ask.key);
-  perform ducto_private.check_metadata(p_ask.metadata);
-  return p_ask;
+  perform ducto_private.check_short(p_request.model, 'p_model');
+  perform ducto_private.check_key(p_request.key);
+  perform ducto_private.check_metadata(p_request.metadata);
+  return p_request;
 end
 $$;
 
 -- The price of what no composed price covers: a known amount, of which only the model's key is asked, a job, or any usage.
-create or replace function ducto_private.price_ask(p_ask ducto_private.ask, p_terms ducto_private.terms)
+create or replace function ducto_private.price_request(p_request ducto_private.request, p_terms ducto_private.terms)
 returns ducto_private.quote
 language plpgsql stable
 as $$
 declare
   v_quote ducto_private.quote;
 begin
-  if p_ask.amount is not null then
-    v_quote.cost := p_ask.amount;
-    if p_ask.model is not null then
-      v_quote.resolved_model := (ducto_private.find_model(p_terms, p_ask.model)).key;
+  if p_request.amount is not null then
+    v_quote.cost := p_request.amount;
+    if p_request.model is not null then
+      v_quote.resolved_model := (ducto_private.find_model(p_terms, p_request.model)).key;
     end if;
-  elsif p_ask.job is not null then
-    v_quote.cost := ducto_private.job_price(p_terms.version, p_ask.job);
+  elsif p_request.job is not null then
+    v_quote.cost := ducto_private.job_price(p_terms.version, p_request.job);
   else
-    v_quote := ducto_private.price(p_terms, p_ask.usage);
+    v_quote := ducto_private.price(p_terms, p_request.usage);
   end if;
   return v_quote;
 end
@@ -127,20 +127,20 @@ end
 $$;
 
 -- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
-create or replace function ducto_private.spend(p_account_id text, p_asks ducto_private.ask[]) returns ducto_private.answers
+create or replace function ducto_private.spend(p_account_id text, p_requests ducto_private.request[]) returns ducto_private.answers
 language plpgsql volatile
 as $$
 declare
   v_account ducto_private.accounts;
-  v_opening ducto_private.terms;
+  v_new_terms ducto_private.terms;
   v_now timestamptz;
   v_due boolean;
-  v_opens boolean;
+  v_is_new boolean;
   v_written boolean;
   v_new_keys boolean;
-  v_rest boolean;
+  v_again boolean;
   v_next integer := 1;
-  v_ask ducto_private.ask;
+  v_request ducto_private.request;
   v_priced text;
   v_reusable boolean;
   v_terms ducto_private.terms;
@@ -165,15 +165,15 @@ begin
     else
       perform ducto_private.check_text(p_account_id, 'p_user_id');
       v_now := clock_timestamp();
-      v_opens := true;
-      v_opening.version := ducto_private.active_version(v_now);
-      if v_opening.version is not null then
-        v_opening := ducto_private.find_terms(v_opening.version, null, v_now);
+      v_is_new := true;
+      v_new_terms.version := ducto_private.active_version(v_now);
+      if v_new_terms.version is not null then
+        v_new_terms := ducto_private.find_terms(v_new_terms.version, null, v_now);
       end if;
-      v_account := ducto_private.unopened(p_account_id, 'user', v_now, v_opening);
+      v_account := ducto_private.new_account(p_account_id, 'user', v_now, v_new_terms);
     end if;
 
-    if v_next = 1 and cardinality(p_asks) > 1 then
+    if v_next = 1 and cardinality(p_requests) > 1 then
       -- Of many charges the keys are looked up at once; where one is known or named twice, each by itself.
       select count(distinct k.key) = count(k.key) and not bool_or(exists (
         select
@@ -181,26 +181,26 @@ begin
         where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(k.key, 0)
           and t.idempotency_key = k.key))
       into v_new_keys
-      from unnest(p_asks) as k
+      from unnest(p_requests) as k
       where k.key is not null;
     end if;
 
-    <<asks>>
-    for v_place in v_next .. cardinality(p_asks) loop
-      v_ask := p_asks[v_place];
+    <<requests>>
+    for v_place in v_next .. cardinality(p_requests) loop
+      v_request := p_requests[v_place];
       declare
         v_error text;
         v_admits boolean := true;
-        v_actor text;
+        v_member_id text;
         v_id uuid;
         v_fingerprint bigint;
         v_key ducto_private.hold_keys;
-        v_hold ducto_private.reservations;
+        v_hold ducto_private.holds;
         v_held bigint;
         v_member ducto_private.team_members;
         v_plan text := coalesce(v_account.plan_id, '');
-        v_model text := coalesce(v_ask.model, v_ask.usage ->> 'model');
-        v_at integer;
+        v_model text := coalesce(v_request.model, v_request.usage ->> 'model');
+        v_version integer;
         v_cost numeric;
         v_amount bigint;
         v_left bigint := 0;
@@ -213,22 +213,22 @@ begin
       begin
         <<decide>>
         begin
-          if v_ask.batched and v_ask.error is not null then
-            v_error := v_ask.error;
+          if v_request.batched and v_request.error is not null then
+            v_error := v_request.error;
             exit decide;
           end if;
           -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
-          if (v_ask.metadata is null and v_ask.model is null
-            and (v_ask.key is null or v_ask.key collate "C" >= '!' and v_ask.key collate "C" < '~' and octet_length(v_ask.key) < 256)
-            and coalesce(jsonb_typeof(v_ask.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_ask.usage) < 16384
-            and not (v_ask.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
+          if (v_request.metadata is null and v_request.model is null
+            and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~' and octet_length(v_request.key) < 256)
+            and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_request.usage) < 16384
+            and not (v_request.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
             is not true
           then
             begin
-              v_ask := ducto_private.checked_ask(v_ask);
+              v_request := ducto_private.checked_request(v_request);
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
-              if not v_ask.batched or v_error is null then
+              if not v_request.batched or v_error is null then
                 raise;
               end if;
             end;
@@ -236,74 +236,74 @@ begin
           end if;
 
           -- The key, and the account's kind
-          if v_ask.key is not null and v_new_keys is not true then
-            if v_ask.does = 'charge' then
+          if v_request.key is not null and v_new_keys is not true then
+            if v_request.action = 'charge' then
               select t.transaction_id
               into v_id
               from ducto_private.transactions as t
-              where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(v_ask.key, 0)
-                and t.idempotency_key = v_ask.key;
+              where t.account_id = p_account_id and hashtextextended(t.idempotency_key, 0) = hashtextextended(v_request.key, 0)
+                and t.idempotency_key = v_request.key;
               if found then
-                v_charges := v_charges || ducto_private.charge_replay(v_id, v_ask, v_account);
-                continue asks;
+                v_charges := v_charges || ducto_private.charge_replay(v_id, v_request, v_account);
+                continue requests;
               end if;
             else
               select k.*
               into v_key
               from ducto_private.hold_keys as k
-              where k.account_id = p_account_id and k.idempotency_key = v_ask.key;
+              where k.account_id = p_account_id and k.idempotency_key = v_request.key;
               if found then
-                v_holds := v_holds || ducto_private.hold_replay(v_key, v_ask, v_account);
-                continue asks;
+                v_holds := v_holds || ducto_private.hold_replay(v_key, v_request, v_account);
+                continue requests;
               end if;
             end if;
           end if;
-          if v_opens or v_account.kind = 'team' or v_ask.actor_id is not null then
-            if v_opens and v_opening.version is null then
+          if v_is_new or v_account.kind = 'team' or v_request.member_id is not null then
+            if v_is_new and v_new_terms.version is null then
               perform ducto_private.find_terms(null, null, v_now);
             end if;
             v_error := case
-              when v_ask.actor_id is not null and v_account.kind <> 'team' then 'team_not_found'
-              when v_ask.actor_id is null and v_account.kind = 'team' and v_ask.does <> 'extend' then 'is_a_team'
-              when v_opens and v_opening.default_plan is null and v_opening.signup_bonus = 0 then 'account_not_found' end;
+              when v_request.member_id is not null and v_account.kind <> 'team' then 'team_not_found'
+              when v_request.member_id is null and v_account.kind = 'team' and v_request.action <> 'extend' then 'is_a_team'
+              when v_is_new and v_new_terms.default_plan is null and v_new_terms.signup_bonus = 0 then 'account_not_found' end;
             exit decide when v_error is not null;
-            v_actor := v_ask.actor_id;
+            v_member_id := v_request.member_id;
           end if;
 
           -- The hold that is settled or extended, and the member
-          if v_ask.reservation_id is not null then
-            v_admits := v_ask.does = 'extend';
-            v_id := ducto_private.to_id(v_ask.reservation_id);
+          if v_request.hold_id is not null then
+            v_admits := v_request.action = 'extend';
+            v_id := ducto_private.to_id(v_request.hold_id);
             select r.*
             into v_hold
-            from ducto_private.reservations as r
-            where r.reservation_id = v_id and r.account_id = p_account_id;
-            if not found or not v_admits and v_hold.actor_id is distinct from v_ask.actor_id then
+            from ducto_private.holds as r
+            where r.hold_id = v_id and r.account_id = p_account_id;
+            if not found or not v_admits and v_hold.member_id is distinct from v_request.member_id then
               v_error := 'reservation_not_found';
             elsif v_admits then
               v_error := case when v_hold.status <> 'active' or v_hold.expires_at <= v_now then 'reservation_not_active' end;
-              v_actor := v_hold.actor_id;
-              v_ask.min_balance := v_hold.min_balance;
+              v_member_id := v_hold.member_id;
+              v_request.min_balance := v_hold.min_balance;
               v_model := v_hold.model;
-            elsif v_hold.settled_by is not null and v_ask.key is null and v_ask.final then
+            elsif v_hold.settled_by is not null and v_request.key is null and v_request.final then
               -- The end of a hold is the key of the keyless call that ended it.
-              v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_ask, v_account);
-              continue asks;
+              v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_request, v_account);
+              continue requests;
             elsif v_hold.status in ('settled', 'released') then
               v_error := 'reservation_not_active';
             else
-              v_at := v_hold.pricing_version;
+              v_version := v_hold.pricing_version;
               v_plan := coalesce(v_hold.plan_id, '');
               v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
             end if;
             exit decide when v_error is not null;
           end if;
-          if v_actor is not null then
+          if v_member_id is not null then
             select m.*
             into v_member
             from ducto_private.team_members as m
-            where m.account_id = p_account_id and m.user_id = v_actor;
-            if v_admits and (v_member.user_id is null or v_member.left_at is not null) and (v_ask.does <> 'extend' or v_ask.amount > 0)
+            where m.account_id = p_account_id and m.user_id = v_member_id;
+            if v_admits and (v_member.user_id is null or v_member.left_at is not null) and (v_request.action <> 'extend' or v_request.amount > 0)
             then
               v_error := 'not_a_member';
               exit decide;
@@ -312,24 +312,23 @@ begin
 
           -- The price: which version, its terms and its price of the model, which never change. In a batch those of the element
           -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
-          if (v_reusable and v_priced = v_model and v_at is null) is not true then
-            if v_at is null then
+          if (v_reusable and v_priced = v_model and v_version is null) is not true then
+            if v_is_new then
+              v_version := v_new_terms.version;
+            elsif v_version is null then
               select a.version
-              into v_at
+              into v_version
               from ducto_private.activations as a
               where a.starts_at <= v_now and a.ends_at > v_now;
-              if v_opens then
-                v_at := v_opening.version;
-              end if;
             end if;
             select t.*
             into v_terms
             from ducto_private.terms as t
-            where t.plan_id = v_plan and t.version = v_at;
+            where t.plan_id = v_plan and t.version = v_version;
             select p.*
             into v_price
             from ducto_private.prices as p
-            where p.version = v_at and p.section = 'models' and p.key <= v_model
+            where p.version = v_version and p.section = 'models' and p.key <= v_model
             order by p.key desc
             limit 1;
             -- serves(), in place
@@ -340,13 +339,13 @@ begin
               v_price.composed_rates := v_terms.default_rates;
               v_price.key := null;
             end if;
-            if v_ask.batched then
+            if v_request.batched then
               v_priced := v_model;
               v_reusable := v_admits;
             end if;
           end if;
-          if v_price.composed_id is not null and v_terms.overrides is null and v_ask.usage - v_terms.fields = '{}' then
-            v_cost := greatest(0, ducto_private.evaluate(v_price.composed_id, v_ask.usage, v_price.composed_rates) * v_terms.factor);
+          if v_price.composed_id is not null and v_terms.overrides is null and v_request.usage - v_terms.fields = '{}' then
+            v_cost := greatest(0, ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor);
           end if;
           if v_cost is null or v_cost > 9223372036854775807 then
             v_reusable := false;
@@ -354,12 +353,12 @@ begin
               v_terms := ducto_private.find_terms(null, v_plan, v_now);
             end if;
             begin
-              v_quote := ducto_private.price_ask(v_ask, v_terms);
+              v_quote := ducto_private.price_request(v_request, v_terms);
               v_cost := v_quote.cost;
-              v_price.key := case v_ask.does when 'extend' then v_hold.resolved_model else v_quote.resolved_model end;
+              v_price.key := case v_request.action when 'extend' then v_hold.resolved_model else v_quote.resolved_model end;
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
-              if not v_ask.batched or v_error is null then
+              if not v_request.batched or v_error is null then
                 raise;
               end if;
             end;
@@ -368,7 +367,7 @@ begin
 
           -- Cost to credits, and what the allowance pays of them
           v_amount := case
-            when v_ask.does <> 'charge' or v_terms.rounding = 'up' then ceil(v_cost)
+            when v_request.action <> 'charge' or v_terms.rounding = 'up' then ceil(v_cost)
             when v_terms.rounding = 'carry' then floor(v_account.carry + v_cost)
             when v_terms.rounding = 'down' then floor(v_cost)
             else floor(v_cost + 0.5) end;
@@ -388,10 +387,10 @@ begin
             end if;
             v_left := greatest(0, v_terms.free_allowance - v_account.allowance_used);
           end if;
-          v_debit := case v_ask.does when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
+          v_debit := case v_request.action when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
 
           -- Caps, the member's cap, and funds
-          if v_account.caps > 0 or v_actor is not null then
+          if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
               v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key], v_account.held,
                 v_amount, v_left, v_debit, v_admits);
@@ -407,14 +406,14 @@ begin
             -- What is asked, with all holds and after the allowance, may take the balance no lower than its floor. Sums may
             -- pass bigint where the answer is no; they need not be made where the balance alone is enough.
             if v_account.held > 0 or v_account.balance < v_amount
-              or v_account.balance - v_amount < coalesce(v_ask.min_balance, v_terms.min_balance)
+              or v_account.balance - v_amount < coalesce(v_request.min_balance, v_terms.min_balance)
             then
               if v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
-                + v_account.credit_limit - coalesce(v_ask.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
+                + v_account.credit_limit - coalesce(v_request.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
               then
                 v_error := 'insufficient_credits';
                 exit decide;
-              elsif v_ask.does <> 'charge' then
+              elsif v_request.action <> 'charge' then
                 perform ducto_private.check_range(v_account.held::numeric + v_amount, 'the holds', p_account_id);
               end if;
             end if;
@@ -434,7 +433,7 @@ begin
             if v_account.balance::numeric - v_debit < -9223372036854775807
               or v_hold.charged::numeric + v_amount > 9223372036854775807
             then
-              if not v_ask.batched then
+              if not v_request.batched then
                 perform ducto_private.check_range(v_account.balance::numeric - v_debit, 'the balance', p_account_id);
                 perform ducto_private.check_range(v_hold.charged::numeric + v_amount, 'what the hold charged', p_account_id);
               end if;
@@ -444,7 +443,7 @@ begin
           end if;
 
           -- Write
-          if v_opens or v_due then
+          if v_is_new or v_due then
             if v_due then
               v_account.seq := v_account.seq + ducto_private.write_expiry(p_account_id, v_now);
               select a.revision
@@ -454,78 +453,78 @@ begin
             else
               if not ducto_private.open_account(v_account, v_terms.version) then
                 -- Another session opened it first: begin again.
-                v_opens := false;
-                v_opening := null;
+                v_is_new := false;
+                v_new_terms := null;
                 v_charges := null;
                 v_holds := null;
                 continue calls;
               end if;
               v_account.seq := (v_account.balance > 0)::integer;
               v_account.revision := v_account.seq;
-              v_opening := null;
+              v_new_terms := null;
             end if;
-            v_opens := false;
+            v_is_new := false;
             v_due := false;
           end if;
           v_written := true;
-          if v_account.caps > 0 or v_actor is not null then
-            if (v_debit > 0 or v_check.tells) and ducto_private.count_caps(v_check, v_debit, v_now) then
+          if v_account.caps > 0 or v_member_id is not null then
+            if (v_debit > 0 or v_check.has_event) and ducto_private.debit_caps(v_check, v_debit, v_now) then
               v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
             end if;
-            if v_ask.does = 'charge' and v_actor is not null and ducto_private.count_member(v_member, v_now, v_terms.timezone, v_debit, v_now) then
+            if v_request.action = 'charge' and v_member_id is not null and ducto_private.debit_member(v_member, v_now, v_terms.timezone, v_debit, v_now) then
               v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
             end if;
           end if;
 
-          if v_ask.does <> 'charge' then
-            if v_ask.does = 'hold' then
-              insert into ducto_private.reservations (account_id, actor_id, held, created_at, expires_at, min_balance, pricing_version,
+          if v_request.action <> 'charge' then
+            if v_request.action = 'hold' then
+              insert into ducto_private.holds (account_id, member_id, held, created_at, expires_at, min_balance, pricing_version,
                 plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
-              values (p_account_id, v_actor, v_amount, v_now, v_now + make_interval(secs => v_ask.ttl_seconds), v_ask.min_balance,
-                v_terms.version, v_account.plan_id, v_ask.operation_type, v_model, v_price.key, v_ask.usage, v_ask.metadata, v_ask.key)
-              returning reservation_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
+              values (p_account_id, v_member_id, v_amount, v_now, v_now + make_interval(secs => v_request.ttl_seconds), v_request.min_balance,
+                v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage, v_request.metadata, v_request.key)
+              returning hold_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
               v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
                 else v_hold.expires_at end;
               v_account.holds := v_account.holds + 1;
             else
-              update ducto_private.reservations as r
+              update ducto_private.holds as r
               set held = r.held + v_amount,
-                expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_ask.ttl_seconds))
-              where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
-              returning r.reservation_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
+                expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_request.ttl_seconds))
+              where r.hold_id = v_hold.hold_id and r.account_id = p_account_id
+              returning r.hold_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
             end if;
             v_account.held := v_account.held + v_amount;
             v_account.revision := v_account.revision + 1;
-            if v_ask.key is not null then
-              insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, reservation_id, amount, balance,
+            if v_request.key is not null then
+              insert into ducto_private.hold_keys (account_id, idempotency_key, fingerprint, hold_id, amount, balance,
                 reserved_total, revision, expires_at, warnings)
-              values (p_account_id, v_ask.key, ducto_private.fingerprint(v_ask), v_id, v_hold.held, v_account.balance, v_account.held,
+              values (p_account_id, v_request.key, ducto_private.fingerprint(v_request), v_id, v_hold.held, v_account.balance, v_account.held,
                 v_account.revision, v_hold.expires_at, v_warnings);
             end if;
-            v_holds := v_holds || row(v_id, coalesce(v_actor, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
+            v_holds := v_holds || row(v_id, coalesce(v_member_id, p_account_id), v_hold.held, v_account.balance, v_account.held, null, false,
               v_hold.expires_at, coalesce(v_warnings, '{}'), v_account.revision)::ducto.reserve_result;
-            continue asks;
+            continue requests;
           end if;
 
           if v_left > 0 then
             v_account.allowance_used := v_account.allowance_used + (v_amount - v_debit);
           end if;
-          if v_ask.call <> 'deduct' or not v_admits or not v_ask.final then
-            v_fingerprint := ducto_private.fingerprint(v_ask);
+          if v_request.call <> 'deduct' or not v_admits or not v_request.final then
+            v_fingerprint := ducto_private.fingerprint(v_request);
           end if;
           insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
-            pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, actor_id, reservation_id,
+            pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, member_id, hold_id,
             idempotency_key, metadata)
           values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
             v_fingerprint, v_terms.version, p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-            v_cost, v_ask.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_actor, v_hold.reservation_id, v_ask.key, v_ask.metadata)
+            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id, v_request.key, v_request.metadata)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
-            perform ducto_private.tell_balance(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
+            perform ducto_private.emit_balance_events(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
           end if;
-          v_charges := v_charges || row(v_id, coalesce(v_actor, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
+          v_charges := v_charges || row(v_id, coalesce(v_member_id, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
             v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
           if not v_admits or v_warnings is not null or v_account.lots > 0 then
             if v_shortfall > 0 or v_warnings is not null then
@@ -533,44 +532,44 @@ begin
               values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
             end if;
             if v_account.lots > 0 and v_debit > 0 then
-              perform ducto_private.burn(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
+              perform ducto_private.debit_lots(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
               select a.lots, a.lots_due_at
               into v_account.lots, v_account.lots_due_at
               from ducto_private.accounts as a
               where a.account_id = p_account_id;
             end if;
             if not v_admits then
-              update ducto_private.reservations as r
+              update ducto_private.holds as r
               set charged = r.charged + v_amount,
-                held = case when v_ask.final then 0 else greatest(0, r.held - v_amount) end,
-                status = case when v_ask.final then 'settled' else r.status end,
-                ended_at = case when v_ask.final then coalesce(r.ended_at, v_now) else r.ended_at end,
-                settled_by = case when v_ask.final and v_ask.key is null then v_id end
-              where r.reservation_id = v_hold.reservation_id and r.account_id = p_account_id
+                held = case when v_request.final then 0 else greatest(0, r.held - v_amount) end,
+                status = case when v_request.final then 'settled' else r.status end,
+                ended_at = case when v_request.final then coalesce(r.ended_at, v_now) else r.ended_at end,
+                settled_by = case when v_request.final and v_request.key is null then v_id end
+              where r.hold_id = v_hold.hold_id and r.account_id = p_account_id
               returning r.held into v_hold.held;
               if v_held is not null then
                 v_account.held := v_account.held - (v_held - v_hold.held);
-                v_account.holds := v_account.holds - v_ask.final::integer;
+                v_account.holds := v_account.holds - v_request.final::integer;
                 if v_account.lots > 0 then
                   -- What lots that were due had kept for the hold may expire now; the rest of a batch is asked after that.
                   v_account.lots_due_at := v_now;
-                  if v_ask.batched and ducto_private.kept(p_account_id, v_now) > 0 then
+                  if v_request.batched and ducto_private.kept_for_holds(p_account_id, v_now) > 0 then
                     v_next := v_place + 1;
-                    v_rest := true;
-                    exit asks;
+                    v_again := true;
+                    exit requests;
                   end if;
                 end if;
               end if;
             end if;
           end if;
-          continue asks;
+          continue requests;
         end;
 
         -- A refusal
-        if not coalesce(v_opens, false) and v_error <> 'team_not_found' then
+        if not coalesce(v_is_new, false) and v_error <> 'team_not_found' then
           v_refused := v_account;
         end if;
-        if v_ask.does = 'charge' then
+        if v_request.action = 'charge' then
           v_charges := v_charges || ducto_private.charge_refusal(v_error, v_refused,
             case v_error when 'insufficient_credits' then v_shortfall else 0 end);
         else
@@ -596,8 +595,8 @@ begin
         carry = v_account.carry
       where a.account_id = p_account_id;
     end if;
-    exit calls when v_rest is not true;
-    v_rest := false;
+    exit calls when v_again is not true;
+    v_again := false;
     v_due := false;
     v_written := false;
     v_reusable := false;

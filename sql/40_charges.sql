@@ -23,7 +23,7 @@ language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.ask])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct is
@@ -43,7 +43,7 @@ as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_credits', null, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.ask])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_credits is
@@ -60,7 +60,7 @@ as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name), p_job_name, null, null,
-    null, true, p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.ask])).charges[1];
+    null, true, p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_fixed is
@@ -81,7 +81,7 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.ask])).charges[1]);
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team is
@@ -104,7 +104,7 @@ begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 0);
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits', p_user_id, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.ask])).charges[1]);
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
@@ -115,7 +115,7 @@ language plpgsql volatile
 as $$
 declare
   v_account_id text;
-  v_asks ducto_private.ask[];
+  v_requests ducto_private.request[];
   v_places bigint[];
   v_charges ducto.deduction_result[];
   v_answers ducto.deduction_result[];
@@ -131,10 +131,10 @@ begin
     perform ducto_private.find_terms(null, null, clock_timestamp());
   end if;
   -- Account by account, always in the same order: whoever waits for one holds none that comes later.
-  for v_account_id, v_asks, v_places in
+  for v_account_id, v_requests, v_places in
     with elements as (
       select c.place, c.value ->> 'team_id' as team_id, c.value ->> 'user_id' as user_id, c.value ->> 'job' as job,
-        nullif(c.value -> 'metrics', 'null') as metrics, c.value ->> 'model' as model, c.value ->> 'reservation_id' as reservation_id,
+        nullif(c.value -> 'metrics', 'null') as metrics, c.value ->> 'model' as model, c.value ->> 'reservation_id' as hold_id,
         c.value ->> 'idempotency_key' as key, nullif(c.value -> 'metadata', 'null') as metadata,
         case jsonb_typeof(c.value -> 'amount') when 'number' then (c.value -> 'amount')::numeric end as amount,
         case jsonb_typeof(c.value -> 'final') when 'boolean' then (c.value -> 'final')::boolean else true end as final,
@@ -164,8 +164,8 @@ begin
           || case when j.team_id is null then '' else '_team' end || case when j.amount is null then '' else '_credits' end,
         case when j.team_id is not null then j.user_id end,
         case when j.job is null then j.metrics else jsonb_build_object('fixed_job', j.job) end, j.job, j.amount, j.model,
-        j.reservation_id, j.final, j.key, j.metadata, null, null, null, true,
-        case when j.sound is not true then 'invalid_argument' end)::ducto_private.ask order by j.place),
+        j.hold_id, j.final, j.key, j.metadata, null, null, null, true,
+        case when j.sound is not true then 'invalid_argument' end)::ducto_private.request order by j.place),
       array_agg(j.place order by j.place)
     from judged as j
     group by j.account_id
@@ -174,7 +174,7 @@ begin
     if v_account_id is null then
       v_charges := array_fill(ducto_private.charge_refusal('invalid_argument', null), array[cardinality(v_places)]);
     else
-      v_charges := (ducto_private.spend(v_account_id, v_asks)).charges;
+      v_charges := (ducto_private.spend(v_account_id, v_requests)).charges;
     end if;
     for v_place in 1 .. cardinality(v_places) loop
       v_answers[v_places[v_place]] := v_charges[v_place];

@@ -92,25 +92,25 @@ begin
   if v_to_allowance > 0 and v_charge.created_at >= v_account.allowance_start and v_now < v_account.allowance_end then
     v_restored := least(v_to_allowance, v_account.allowance_used);
   end if;
-  if (v_account.caps > 0 or v_charge.actor_id is not null) and v_to_balance > 0 then
-    v_zone := ducto_private.first_zone();
+  if (v_account.caps > 0 or v_charge.member_id is not null) and v_to_balance > 0 then
+    v_zone := ducto_private.ledger_zone();
     -- Out of the windows of which the charge was.
     update ducto_private.spend_caps as s
     set spent = n.spent - v_to_balance, window_date = n.window_date
-    from ducto_private.caps_now(v_account.account_id, v_now, v_zone, array['', v_charge.model, v_charge.resolved_model]) as n
+    from ducto_private.current_caps(v_account.account_id, v_now, v_zone, array['', v_charge.model, v_charge.resolved_model]) as n
     where s.account_id = v_account.account_id and s.model = n.model and s.cap_type = n.cap_type
-      and n.window_date = ducto_private.window_of(n.cap_type, v_charge.created_at, v_zone);
-    if v_charge.actor_id is not null then
+      and n.window_date = ducto_private.window_date(n.cap_type, v_charge.created_at, v_zone);
+    if v_charge.member_id is not null then
       select m.*
       into v_member
       from ducto_private.team_members as m
-      where m.account_id = v_account.account_id and m.user_id = v_charge.actor_id;
-      perform ducto_private.count_member(v_member, v_now, v_zone, -v_to_balance, v_charge.created_at);
+      where m.account_id = v_account.account_id and m.user_id = v_charge.member_id;
+      perform ducto_private.debit_member(v_member, v_now, v_zone, -v_to_balance, v_charge.created_at);
     end if;
   end if;
   v_id := ducto_private.post(v_account.account_id, v_now, 'refund', v_to_balance, p_idempotency_key, v_fingerprint, p_metadata,
     p_model => v_charge.model, p_resolved_model => v_charge.resolved_model, p_refers_to => v_charge.transaction_id,
-    p_actor_id => v_charge.actor_id, p_allowance_restored => v_restored, p_allowance_lapsed => v_to_allowance - v_restored,
+    p_member_id => v_charge.member_id, p_allowance_restored => v_restored, p_allowance_lapsed => v_to_allowance - v_restored,
     p_reason => p_reason);
 
   -- Of the balance's part, what came from no lot first; a debt takes its share before lots get any back.
@@ -121,7 +121,7 @@ begin
   if v_from_lots > 0 then
     perform ducto_private.restore_lots(v_account.account_id, v_now, v_id, v_charge.transaction_id,
       v_given + v_to_balance + v_charge.amount + v_from_lots,
-      v_to_balance - greatest(0, ducto_private.kept(v_account.account_id, v_now) - v_account.balance::numeric));
+      v_to_balance - greatest(0, ducto_private.kept_for_holds(v_account.account_id, v_now) - v_account.balance::numeric));
   end if;
   v_row := ducto_private.find_transaction(v_id::text, v_account.account_id);
   return ducto_private.refund_answer(v_row, false);

@@ -17,8 +17,8 @@ language plpgsql stable
 as $$
 begin
   return row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
-    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.actor_id, p_row.model,
-    p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.reservation_id, p_row.refers_to,
+    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.member_id, p_row.model,
+    p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.hold_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
     p_row.metadata, p_row.created_at, null, p_row.occurred_at)::ducto.transaction;
 end
@@ -61,18 +61,11 @@ language plpgsql stable
 as $$
 declare
   v_row ducto_private.ledger;
-  v_refusal ducto.transaction;
 begin
   v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
   if v_row.transaction_id is null then
-    v_refusal.error := 'transaction_not_found';
-    v_refusal.amount := 0;
-    v_refusal.balance_after := 0;
-    v_refusal.allowance_used := 0;
-    v_refusal.allowance_lapsed := 0;
-    v_refusal.cost := 0;
-    v_refusal.carry_after := 0;
-    return v_refusal;
+    return jsonb_populate_record(null::ducto.transaction, '{"error": "transaction_not_found", "amount": 0, "balance_after": 0,
+      "allowance_used": 0, "allowance_lapsed": 0, "cost": 0, "carry_after": 0}');
   end if;
   return ducto_private.transaction_answer(v_row);
 end
@@ -163,17 +156,11 @@ declare
   v_job_only boolean;
   v_formulas jsonb := '{}'::jsonb;
   v_parts jsonb := '{}'::jsonb;
-  v_answer ducto.explanation;
 begin
   v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
   if v_row.transaction_id is null then
-    v_answer.error := 'transaction_not_found';
-    v_answer.cost := 0;
-    v_answer.carry_before := 0;
-    v_answer.carry_after := 0;
-    v_answer.amount := 0;
-    v_answer.allowance_used := 0;
-    return v_answer;
+    return jsonb_populate_record(null::ducto.explanation, '{"error": "transaction_not_found", "cost": 0, "carry_before": 0,
+      "carry_after": 0, "amount": 0, "allowance_used": 0}');
   end if;
   if v_row.usage is not null then
     v_terms := ducto_private.find_terms(v_row.pricing_version, v_row.plan_id, v_row.created_at);

@@ -10,13 +10,14 @@ declare
   v_now timestamptz;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_terms := ducto_private.find_terms(null, null, (ducto_private.as_read(p_user_id)).changed_at);
+  v_account := ducto_private.read_account(p_user_id);
+  v_terms := ducto_private.find_terms(null, null, v_account.changed_at);
   if p_plan_id is not null and not exists (
     select
     from ducto_private.terms as t
     where t.plan_id = p_plan_id and t.plan_id <> '' and t.version = v_terms.version and t.own_version = v_terms.version)
   then
-    return row(null, null, 'plan_not_found', coalesce((ducto_private.as_read(p_user_id)).revision, 0))::ducto.set_user_plan_result;
+    return row(null, null, 'plan_not_found', coalesce(v_account.revision, 0))::ducto.set_user_plan_result;
   end if;
   v_account := ducto_private.lock_or_open(p_user_id);
   v_now := v_account.changed_at;
@@ -46,7 +47,7 @@ create or replace function ducto.get_user_plan(p_user_id text) returns ducto.get
 language plpgsql stable
 as $$
 declare
-  v_account ducto_private.accounts := ducto_private.as_read(p_user_id);
+  v_account ducto_private.accounts := ducto_private.read_account(p_user_id);
   v_now timestamptz := coalesce(v_account.changed_at, clock_timestamp());
   v_terms ducto_private.terms;
   v_answer ducto.get_user_plan_result;
@@ -62,7 +63,7 @@ begin
   end if;
   v_terms := ducto_private.find_terms(null, v_account.plan_id, v_now);
   if v_account.account_id is null then
-    v_account := ducto_private.unopened(p_user_id, 'user', v_now, v_terms);
+    v_account := ducto_private.new_account(p_user_id, 'user', v_now, v_terms);
     v_terms := ducto_private.find_terms(v_terms.version, v_account.plan_id, v_now);
   end if;
   if v_account.plan_id is null then

@@ -23,7 +23,7 @@ begin
   v_id := coalesce(p_team_id,
     'team_' || left(encode(sha256(convert_to('create_team:' || p_idempotency_key, 'UTF8')), 'hex'), 32),
     'team_' || replace(gen_random_uuid()::text, '-', ''));
-  v_account := ducto_private.unopened(v_id, 'team', clock_timestamp(), null);
+  v_account := ducto_private.new_account(v_id, 'team', clock_timestamp(), null);
   v_account.balance := v_initial;
   if not ducto_private.open_account(v_account, null) then
     v_account := ducto_private.lock_account(v_id);
@@ -56,7 +56,7 @@ declare
   v_account ducto_private.accounts;
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
-  v_account := ducto_private.as_read(p_team_id);
+  v_account := ducto_private.read_account(p_team_id);
   if v_account.kind is distinct from 'team' then
     return row(null, null, 0, 0, null, 'team_not_found', 0)::ducto.team;
   end if;
@@ -157,12 +157,12 @@ create or replace function ducto.get_team_members(p_team_id text) returns setof 
 language plpgsql stable
 as $$
 declare
-  v_zone text := ducto_private.first_zone();
+  v_zone text := ducto_private.ledger_zone();
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   return query
-  select m.user_id, m.role, m.spend_cap, least(m.total_spent, 9223372036854775807)::bigint, m.spend_cap_period, null::text,
-    least(ducto_private.member_spent(m, greatest(clock_timestamp(), a.changed_at), v_zone), 9223372036854775807)::bigint
+  select m.user_id, m.role, m.spend_cap, ducto_private.at_most_bigint(m.total_spent), m.spend_cap_period, null::text,
+    ducto_private.at_most_bigint(ducto_private.member_spent(m, greatest(clock_timestamp(), a.changed_at), v_zone))
   from ducto_private.accounts as a
   join ducto_private.team_members as m on m.account_id = a.account_id
   where a.account_id = p_team_id and m.left_at is null

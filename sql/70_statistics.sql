@@ -7,7 +7,7 @@
 
 -- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge.
 create or replace view ducto_private.usage as
-select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.actor_id, t.account_id) as user_id,
+select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.member_id, t.account_id) as user_id,
   coalesce(t.resolved_model, t.model, '') collate "C" as model,
   case t.type when 'usage' then -t.amount else 0 end as spend,
   case t.type when 'usage' then 1 else 0 end as charges,
@@ -18,7 +18,7 @@ from ducto_private.transactions as t;
 
 -- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
 -- first has an earlier date, as some have where clocks are put back across midnight.
-create or replace function ducto_private.day_beside(p_at timestamptz, p_step integer, p_zone text) returns date
+create or replace function ducto_private.nearest_day(p_at timestamptz, p_step integer, p_zone text) returns date
 language plpgsql stable
 as $$
 begin
@@ -67,14 +67,14 @@ begin
     when p_start >= '0001-01-01 00:00Z' then p_start else '-infinity' end;
   v_span.ends := case when p_end < '0001-01-01 00:00Z' then '-infinity'
     when p_end < '9999-01-01 00:00Z' then p_end else 'infinity' end;
-  v_span.zone := coalesce(ducto_private.first_zone(), 'UTC');
-  v_span.first_day := ducto_private.day_beside(v_span.starts, 1, v_span.zone);
+  v_span.zone := coalesce(ducto_private.ledger_zone(), 'UTC');
+  v_span.first_day := ducto_private.nearest_day(v_span.starts, 1, v_span.zone);
   v_span.days_start := ducto_private.first_instant(v_span.first_day, v_span.zone);
   if v_span.ends > v_counted then
     v_span.end_day := 'infinity';
     v_span.days_end := v_span.ends;
   else
-    v_span.end_day := ducto_private.day_beside(v_span.ends, -1, v_span.zone);
+    v_span.end_day := ducto_private.nearest_day(v_span.ends, -1, v_span.zone);
     v_span.days_end := ducto_private.first_instant(v_span.end_day, v_span.zone);
   end if;
   if (v_counted is not null and v_span.days_start < v_span.days_end) is not true then
@@ -142,21 +142,12 @@ begin
 end
 $$;
 
--- A sum over many accounts as an answer can hold it: beyond bigint its greatest number.
-create or replace function ducto_private.clamp(p_sum numeric) returns bigint
-language plpgsql immutable parallel safe
-as $$
-begin
-  return least(p_sum, 9223372036854775807);
-end
-$$;
-
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
 language sql stable
 as $$
-  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
@@ -168,8 +159,8 @@ create or replace function ducto.spend_by_model(p_start timestamptz default null
 returns setof ducto.spend_by_model_row
 language sql stable
 as $$
-  select u.name, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
@@ -181,8 +172,8 @@ create or replace function ducto.daily_spend(p_start timestamptz default null, p
 returns setof ducto.daily_spend_row
 language sql stable
 as $$
-  select u.day, ducto_private.clamp(sum(u.spend)), sum(u.charges)::bigint, ducto_private.clamp(sum(u.allowance_used)), ducto_private.clamp(sum(u.refunded)),
-    sum(u.cost), null::text
+  select u.day, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
+    ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
   from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as u
   group by u.day
   order by u.day
@@ -222,9 +213,10 @@ begin
     select m.*
     from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as m
   )
-  select ducto_private.clamp(coalesce(sum(u.total_spend), 0)),
+  select ducto_private.at_most_bigint(coalesce(sum(u.total_spend), 0)),
     count(*) filter (where u.transaction_count > 0),
-    ducto_private.clamp(coalesce(div(sum(u.total_spend), (select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0)),
+    ducto_private.at_most_bigint(coalesce(div(sum(u.total_spend), (
+      select nullif(count(distinct m.day), 0) from models as m where m.charges > 0)), 0)),
     (select m.name
       from models as m
       where m.name <> ''
@@ -237,7 +229,7 @@ begin
       where t.transaction_count > 0
       order by t.total_spend desc, t.user_id collate "C"
       limit 1),
-    ducto_private.clamp(coalesce(sum(u.allowance_used), 0)), ducto_private.clamp(coalesce(sum(u.refunded), 0)),
+    ducto_private.at_most_bigint(coalesce(sum(u.allowance_used), 0)), ducto_private.at_most_bigint(coalesce(sum(u.refunded), 0)),
     coalesce(sum(u.cost), 0)
   into v_answer.total_credits_consumed, v_answer.active_users, v_answer.avg_daily_spend, v_answer.top_model, v_answer.top_user,
     v_answer.allowance_used, v_answer.refunded, v_answer.cost
@@ -252,7 +244,7 @@ create or replace function ducto.rollup_usage() returns bigint
 language plpgsql volatile
 as $$
 declare
-  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
+  v_zone text := coalesce(ducto_private.ledger_zone(), 'UTC');
   v_few boolean;
   v_rows bigint;
 begin
@@ -321,7 +313,7 @@ create or replace function ducto_private.rollup_violations() returns setof ducto
 language plpgsql stable
 as $$
 declare
-  v_zone text := coalesce(ducto_private.first_zone(), 'UTC');
+  v_zone text := coalesce(ducto_private.ledger_zone(), 'UTC');
 begin
   return query
   with sums as (

@@ -62,62 +62,63 @@ create or replace function ducto.erase_user(p_user_id text) returns bigint
 language plpgsql volatile
 as $$
 declare
-  v_ids text[];
   v_account_id text;
+  v_accounts ducto_private.accounts[];
   v_account ducto_private.accounts;
+  v_now timestamptz;
   v_changed bigint;
   v_total bigint := 0;
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  v_ids := array(
+  -- Accounts are locked first, in the order of batches, and events last, in that of ack_events().
+  for v_account_id in
     select m.account_id
     from ducto_private.team_members as m
     where m.user_id = p_user_id
     union
     select p_user_id collate "C"
-    order by 1);
-  -- Accounts are locked first, in the order of batches, and events last, in that of ack_events().
-  foreach v_account_id in array v_ids loop
-    perform ducto_private.lock_account(v_account_id);
+    order by 1
+  loop
+    v_accounts := v_accounts || ducto_private.lock_account(v_account_id);
   end loop;
   perform
   from ducto_private.events as e
   where e.account_id = p_user_id
   order by e.event_id
   for update;
-  foreach v_account_id in array v_ids loop
+  foreach v_account in array v_accounts loop
     with rows as (
       update ducto_private.transactions as t
       set metadata = null
-      where t.account_id = v_account_id and p_user_id in (t.account_id, t.actor_id) and t.metadata is not null
+      where t.account_id = v_account.account_id and p_user_id in (t.account_id, t.member_id) and t.metadata is not null
       returning 1
     ), details as (
       update ducto_private.transaction_details as d
       set reason = null, reference = null
       from ducto_private.transactions as t
-      where d.account_id = v_account_id and num_nonnulls(d.reason, d.reference) > 0
-        and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.actor_id)
+      where d.account_id = v_account.account_id and num_nonnulls(d.reason, d.reference) > 0
+        and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.member_id)
       returning 1
     ), holds as (
-      update ducto_private.reservations as r
+      update ducto_private.holds as r
       set metadata = null
-      where r.account_id = v_account_id and p_user_id in (r.account_id, r.actor_id) and r.metadata is not null
+      where r.account_id = v_account.account_id and p_user_id in (r.account_id, r.member_id) and r.metadata is not null
       returning 1
     ), events as (
       update ducto_private.events as e
       set payload = '{}'
-      where e.account_id = v_account_id and v_account_id = p_user_id and e.payload <> '{}'
+      where e.account_id = v_account.account_id and v_account.account_id = p_user_id and e.payload <> '{}'
       returning 1
     )
     select count(*)
     into v_changed
     from (select from rows union all select from details union all select from holds union all select from events) as c;
     if v_changed > 0 then
-      v_account := ducto_private.lock_account(v_account_id);
-      perform ducto_private.expire(v_account, greatest(clock_timestamp(), v_account.changed_at));
+      v_now := greatest(clock_timestamp(), v_account.changed_at);
+      perform ducto_private.expire(v_account, v_now);
       update ducto_private.accounts as a
-      set revision = a.revision + 1, changed_at = greatest(clock_timestamp(), a.changed_at)
-      where a.account_id = v_account_id;
+      set revision = a.revision + 1, changed_at = v_now
+      where a.account_id = v_account.account_id;
     end if;
     v_total := v_total + v_changed;
   end loop;

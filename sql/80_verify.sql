@@ -7,7 +7,7 @@ set jit = off
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_zone text := ducto_private.first_zone();
+  v_zone text := ducto_private.ledger_zone();
 begin
   return query
   with rows as (
@@ -38,7 +38,7 @@ begin
     group by r.account_id
   ), holds as (
     select h.account_id, sum(h.held) as held, count(*) as holds, min(h.expires_at) as due_at
-    from ducto_private.reservations as h
+    from ducto_private.holds as h
     where h.status = 'active' and (p_account_id is null or h.account_id = p_account_id)
     group by h.account_id
   ), lots as (
@@ -97,7 +97,7 @@ begin
     select x.account_id, 'every row belongs to an account', 'an account', 'none', format('%s rows of %s', x.rows, x.name)
     from (
       select t.account_id, 'transactions' as name, t.rows from totals as t
-      union all select r.account_id, 'reservations', count(*) from ducto_private.reservations as r group by r.account_id
+      union all select r.account_id, 'holds', count(*) from ducto_private.holds as r group by r.account_id
       union all select k.account_id, 'hold_keys', count(*) from ducto_private.hold_keys as k group by k.account_id
       union all select l.account_id, 'credit_lots', count(*) from lots as l group by l.account_id
       union all select c.account_id, 'spend_caps', count(*) from ducto_private.spend_caps as c group by c.account_id
@@ -185,11 +185,11 @@ begin
     left join ducto_private.transactions as c on c.transaction_id = r.refers_to and c.account_id = r.account_id
     where (r.refers_to is not null or r.type = 'refund') and coalesce(c.seq, r.seq) >= r.seq
     union all
-    select r.account_id, 'a settlement belongs to a hold', r.reservation_id::text, 'none', r.transaction_id::text
+    select r.account_id, 'a settlement belongs to a hold', r.hold_id::text, 'none', r.transaction_id::text
     from rows as r
-    where r.reservation_id is not null and not exists (
-      select from ducto_private.reservations as h
-      where h.reservation_id = r.reservation_id and h.account_id = r.account_id)
+    where r.hold_id is not null and not exists (
+      select from ducto_private.holds as h
+      where h.hold_id = r.hold_id and h.account_id = r.account_id)
     union all
     select x.account_id, 'removals and expiry stay within the grant', g.amount::text, x.gone::text, g.transaction_id::text
     from (
@@ -202,27 +202,27 @@ begin
     where x.gone > g.amount and g.type <> 'refund'
     union all
     select h.account_id, 'a hold is active with what it holds, or ended and holds nothing', 'active, or ended and 0',
-      format('%s, %s, ended %s', h.status, h.held, h.ended_at), h.reservation_id::text
-    from ducto_private.reservations as h
+      format('%s, %s, ended %s', h.status, h.held, h.ended_at), h.hold_id::text
+    from ducto_private.holds as h
     where (p_account_id is null or h.account_id = p_account_id) and (h.status not in ('active', 'expired', 'settled', 'released')
       or (h.status = 'active') <> (h.ended_at is null) or h.status <> 'active' and h.held <> 0 or h.held < 0 or h.charged < 0
       or h.min_balance < 0)
     union all
-    select k.account_id, 'a hold''s key belongs to a hold', k.reservation_id::text, 'none', k.idempotency_key
+    select k.account_id, 'a hold''s key belongs to a hold', k.hold_id::text, 'none', k.idempotency_key
     from ducto_private.hold_keys as k
     where (p_account_id is null or k.account_id = p_account_id) and not exists (
-      select from ducto_private.reservations as h
-      where h.reservation_id = k.reservation_id and h.account_id = k.account_id)
+      select from ducto_private.holds as h
+      where h.hold_id = k.hold_id and h.account_id = k.account_id)
     union all
     select h.account_id, 'a hold''s charged is the sum of its settlements', coalesce(x.charged, 0)::text, h.charged::text,
-      h.reservation_id::text
-    from ducto_private.reservations as h
+      h.hold_id::text
+    from ducto_private.holds as h
     left join (
-      select t.account_id, t.reservation_id, sum(t.allowance_used - t.amount) as charged
+      select t.account_id, t.hold_id, sum(t.allowance_used - t.amount) as charged
       from rows as t
-      where t.reservation_id is not null
-      group by t.account_id, t.reservation_id
-    ) as x on x.reservation_id = h.reservation_id and x.account_id = h.account_id
+      where t.hold_id is not null
+      group by t.account_id, t.hold_id
+    ) as x on x.hold_id = h.hold_id and x.account_id = h.account_id
     where (p_account_id is null or h.account_id = p_account_id) and h.charged <> coalesce(x.charged, 0)
     union all
     select a.account_id, 'allowance_used is that of the charges and refunds of its period',
@@ -321,30 +321,30 @@ begin
       format('%s cap on %s', c.cap_type, coalesce(nullif(c.model, ''), 'all models'))
     from accounts as a
     join ducto_private.spend_caps as c on c.account_id = a.account_id
-      and c.window_date = ducto_private.window_of(c.cap_type, greatest(v_now, a.changed_at), v_zone)
+      and c.window_date = ducto_private.window_date(c.cap_type, greatest(v_now, a.changed_at), v_zone)
     cross join lateral ducto_private.window_spent(c.account_id, c.cap_type, c.window_date, v_zone, c.model, null) as x (spent)
     where c.spent <> x.spent
     union all
     select m.account_id, 'a member''s spent is that of the period', x.spent::text, m.spent::text, m.user_id
     from accounts as a
     join ducto_private.team_members as m on m.account_id = a.account_id
-      and m.window_date = ducto_private.window_of(m.spend_cap_period, greatest(v_now, a.changed_at), v_zone)
+      and m.window_date = ducto_private.window_date(m.spend_cap_period, greatest(v_now, a.changed_at), v_zone)
     cross join lateral ducto_private.window_spent(m.account_id, m.spend_cap_period, m.window_date, v_zone, '', m.user_id) as x (spent)
     where m.spent <> x.spent
     union all
     select coalesce(m.account_id, x.account_id), 'a member''s total_spent is that of the ledger', coalesce(x.spent, 0)::text,
-      coalesce(m.total_spent::text, 'no member'), coalesce(m.user_id, x.actor_id)
+      coalesce(m.total_spent::text, 'no member'), coalesce(m.user_id, x.member_id)
     from (
       select m.*
       from ducto_private.team_members as m
       where p_account_id is null or m.account_id = p_account_id
     ) as m
     full join (
-      select r.account_id, r.actor_id, -sum(r.amount) as spent
+      select r.account_id, r.member_id, -sum(r.amount) as spent
       from rows as r
-      where r.actor_id is not null
-      group by r.account_id, r.actor_id
-    ) as x on x.account_id = m.account_id and x.actor_id = m.user_id
+      where r.member_id is not null
+      group by r.account_id, r.member_id
+    ) as x on x.account_id = m.account_id and x.member_id = m.user_id
     where m.total_spent is distinct from coalesce(x.spent, 0)
     union all
     select a.account_id, 'a team has a name, and only a team members', a.kind,

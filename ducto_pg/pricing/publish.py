@@ -31,10 +31,10 @@ _HEADER = """\
 
 @dataclass(frozen=True)
 class Compiled:
-    """A config, ready to be published: the rows of `ducto_private.formulas`, `prices` and `terms`, as JSON has them,
-    and the config in full."""
+    """A config, ready to be published: the bodies of its formulas, the rows of `ducto_private.prices` and `terms` as
+    JSON has them, and the config in full."""
 
-    formulas: list[dict[str, Any]]
+    formulas: list[str]
     prices: list[dict[str, Any]]
     terms: list[dict[str, Any]]
     config_json: str
@@ -44,7 +44,7 @@ def compile_prices(config: PricingConfigData) -> Compiled:
     """Compile a config. Raises ConfigError where it is not sound."""
     compiler = _Compiler(config)
     return Compiled(
-        formulas=[{"id": number, "body": body} for number, body in compiler.bodies.items()],
+        formulas=list(compiler.bodies.values()),
         prices=compiler.prices,
         terms=compiler.terms(),
         config_json=config.to_json(),
@@ -78,7 +78,7 @@ def publish_call(config: PricingConfigData, *, label: str | None, activate: bool
     return f"ducto_private.publish(\n  {named})"
 
 
-def _array(rows: Iterable[dict[str, Any]]) -> str:
+def _array(rows: Iterable[dict[str, Any] | str]) -> str:
     """Rows as a jsonb constant, each on a line of its own."""
     lines = ",\n    ".join(text(exactjson.dumps(row)).removeprefix("E'").removesuffix("'") for row in rows)
     return f"E'[\n    {lines}]'::jsonb"
@@ -152,7 +152,7 @@ class _Compiler:
                     row["composed_id"], row["composed_rates"] = self.kept(total)
 
     def terms(self) -> list[dict[str, Any]]:
-        """What a charge needs of the config, for accounts without a plan ('') and on each plan."""
+        """What a charge needs of the config: a row without a plan (''), with what all share, and one a plan."""
         config = self.config
         covers = {"model", "provider_cost"} | coverage.of_free(config) | ({"tool_calls"} if not config.tools else set())
         for part in (self.formulas.search, self.formulas.cache):
@@ -187,13 +187,12 @@ class _Compiler:
                 "plan_name": plan.name,
                 "free_allowance": plan.free_allowance,
                 "features": plan.features or {},
-                "factor": credit_factor(config, plan.id),
                 "plan_factor": trim_scale(plan.factor),
                 "overrides": _overrides(plan.id) if plan.rate_overrides else None,
             }
             for plan in (config.plans or {}).values()
         ]
-        return [row | shared for row in (none, *plans)]
+        return [none | shared, *plans]
 
 
 def _row(

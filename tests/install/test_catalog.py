@@ -181,7 +181,7 @@ RULES = {
     "ids are compared byte by byte": """
         select c.relname || '.' || c.attname from columns as c join pg_collation as l on l.oid = c.attcollation
         where c.schema = 'ducto_private' and c.relkind = 'r' and l.collname <> 'C'
-          and c.attname in ('account_id', 'user_id', 'actor_id', 'idempotency_key') """,
+          and c.attname in ('account_id', 'user_id', 'member_id', 'idempotency_key') """,
     "nothing is a float": """
         select c.relname || '.' || c.attname from columns as c where c.typname in ('float4', 'float8', 'money')
         union all
@@ -396,7 +396,7 @@ def test_the_charge_path_reads_by_index(conn: Connection, connect: Connect, grow
         conn.execute("analyze")
     scans = (
         "select s.relname, s.seq_scan from pg_stat_xact_user_tables as s"
-        " where s.relname in ('accounts', 'transactions', 'transaction_details', 'reservations', 'hold_keys',"
+        " where s.relname in ('accounts', 'transactions', 'transaction_details', 'holds', 'hold_keys',"
         " 'spend_caps', 'credit_lots', 'lot_entries', 'teams', 'team_members') order by 1"
     )
     with conn.transaction():

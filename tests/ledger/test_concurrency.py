@@ -799,7 +799,7 @@ class TestWaiting:
 def contents(conn: Connection) -> list[Any]:
     return [
         conn.execute(f"select t from ducto_private.{table} as t order by t::text".encode()).fetchall()
-        for table in ("accounts", "transactions", "reservations", "hold_keys", "pricing_versions", "activations")
+        for table in ("accounts", "transactions", "holds", "hold_keys", "pricing_versions", "activations")
     ]
 
 

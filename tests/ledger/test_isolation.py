@@ -173,7 +173,7 @@ def contents(conn: Connection) -> list[Any]:
             "accounts",
             "transactions",
             "transaction_details",
-            "reservations",
+            "holds",
             "hold_keys",
             "credit_lots",
             "lot_entries",
@@ -405,8 +405,8 @@ def check_costs(manager: CreditManager) -> None:
             select t.transaction_id, t.cost, (ducto.calculate_cost(t.usage, null, t.pricing_version)).total
             from ducto_private.ledger as t where t.usage is not null
             union all
-            select r.reservation_id, r.held, ceil((ducto.calculate_cost(r.metrics, null, r.pricing_version)).total)
-            from ducto_private.reservations as r where r.metrics is not null and r.charged = 0 and r.status = 'active'
+            select r.hold_id, r.held, ceil((ducto.calculate_cost(r.metrics, null, r.pricing_version)).total)
+            from ducto_private.holds as r where r.metrics is not null and r.charged = 0 and r.status = 'active'
             """
         )
         .fetchall()

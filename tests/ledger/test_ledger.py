@@ -1432,7 +1432,7 @@ def test_the_next_success_records_what_expired(ledger: Ledger) -> None:
         with rolled_back(ledger) as told:
             for step in (rich, charge, hold, ask.reserve_credits("u", 7, ttl=6000), later(minutes=10), call):
                 step(told)
-            statuses = dict(told.sql("select held, status from ducto_private.reservations where status <> 'settled'"))
+            statuses = dict(told.sql("select held, status from ducto_private.holds where status <> 'settled'"))
             assert statuses.get(0) == "expired" or number == 3, call
             assert 30 not in statuses or number == 1
 
@@ -1666,15 +1666,15 @@ CORRUPTIONS = [
     ),
     ("transactions set amount = -101 where type = 'removal'", "removals and expiry stay within the grant"),
     (
-        "reservations set charged = charged + 1 where status = 'settled'",
+        "holds set charged = charged + 1 where status = 'settled'",
         "a hold's charged is the sum of its settlements",
     ),
-    ("reservations set held = 99 where status = 'active'", "held is the sum of the open holds"),
+    ("holds set held = 99 where status = 'active'", "held is the sum of the open holds"),
     (
-        "reservations set status = 'released', held = 0, ended_at = now() where status = 'active'",
+        "holds set status = 'released', held = 0, ended_at = now() where status = 'active'",
         "held is the sum of the open holds",
     ),
-    ("reservations set expires_at = 'epoch' where status = 'active'", "no open hold expires before holds_due_at"),
+    ("holds set expires_at = 'epoch' where status = 'active'", "no open hold expires before holds_due_at"),
 ]
 
 
@@ -1715,8 +1715,8 @@ def test_verify_ledger_finds(module_ledger: Ledger, corruption: str, invariant: 
         "transactions where seq = 3",
         "transactions",
         "transaction_details where refers_to is not null",
-        "reservations where status = 'active'",
-        "reservations where status = 'settled'",
+        "holds where status = 'active'",
+        "holds where status = 'settled'",
         "accounts",
     ],
 )
@@ -1732,7 +1732,7 @@ def test_verify_ledger_misses(module_ledger: Ledger, gone: str) -> None:
 
 @pytest.mark.parametrize(
     "table",
-    ["transactions", "reservations", "hold_keys", "credit_lots", "spend_caps", "teams", "team_members", "events"],
+    ["transactions", "holds", "hold_keys", "credit_lots", "spend_caps", "teams", "team_members", "events"],
 )
 def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: str) -> None:
     with module_ledger.conn.transaction(force_rollback=True):

@@ -327,7 +327,7 @@ def test_keys_are_matched_without_a_search_through_history(credits: CreditManage
         "select from ducto_private.transactions where account_id = 'u' and idempotency_key = 'k'",
         "select from ducto_private.transactions where account_id = 'u' and seq = 5",
         "select from ducto_private.hold_keys where account_id = 'u' and idempotency_key = 'k'",
-        "select from ducto_private.reservations where reservation_id = gen_random_uuid()",
+        "select from ducto_private.holds where hold_id = gen_random_uuid()",
         "select from ducto_private.transactions where transaction_id = gen_random_uuid()",
     ):
         plan = "\n".join(row[0] for row in conn.execute(("explain " + query).encode()))

@@ -97,6 +97,9 @@ def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
      raises("22023", "p_expires_at", "future")),
     ("nor is yesterday", [free], ask.add_credits("u", 1, expires_at="2025-12-31T00:00+00"),
      raises("22023", "p_expires_at", "future")),
+    ("nor the future of the clock alone", [at("2026-02-10T12:00"), free, at("2026-01-01")],
+     ask.add_credits("u", 1, expires_at="2026-01-31T00:00+00"),
+     raises("22023", "p_expires_at", "future", "2026-02-10")),
     ("nor another zone's tomorrow", [], ask.add_credits("u", 1, expires_at="2026-01-01T01:00+02"),
      raises("22023", "p_expires_at", "future")),
     ("nor what is past for the account", [at("2026-01-05"), free, at("2026-01-01")], lot(1, "04"),
@@ -688,3 +691,18 @@ def test_a_refund_does_not_refill_a_lot_whose_grant_was_taken_back(ledger: Ledge
     reads(balance=100)(ledger, balance)
     ask.add_credits("u", 1)(ledger)
     assert ledger.violations() == []
+
+
+def test_views_read_an_account_at_its_own_time(ledger: Ledger) -> None:
+    # The views' clock is the true one; the account is ahead of it.
+    for step in (
+        at("2099-01-01"),
+        ask.add_credits("u", 50, expires_at="2099-01-02T00:00+00"),
+        ask.reserve_credits("u", 50, ttl=1000000),
+        at("2099-01-03"),
+        ask.release_reservation("@hold"),
+    ):
+        step(ledger)
+    reads(balance=0)(ledger, balance)
+    assert ledger.sql("select balance from ducto_read.accounts where account_id = 'u'") == [(0,)]
+    assert ledger.sql("select remainder from ducto_read.lots where account_id = 'u'") == [(0,)]

@@ -493,7 +493,7 @@ def test_sixteen_sessions_and_the_sweep(arena: Arena) -> None:
     # Nothing was oversold.
     assert ledger.sql("select count(*) from ducto_private.transactions where balance_after < 0") == [(0,)]
     spent = ledger.sql(
-        "select account_id, actor_id, created_at::date, -sum(amount) from ducto_private.transactions"
+        "select account_id, member_id, created_at::date, -sum(amount) from ducto_private.transactions"
         " where type = 'usage' and account_id <> 'lots' group by 1, 2, 3"
     )
     days = {

@@ -277,7 +277,7 @@ def test_before_there_are_prices_there_is_nothing(conn: Connection) -> None:
 
 COLUMNS = ("total_spend", "transaction_count", "allowance_used", "refunded", "cost")
 ROWS = """
-select t.created_at, (t.created_at at time zone %s)::date, coalesce(t.actor_id, t.account_id),
+select t.created_at, (t.created_at at time zone %s)::date, coalesce(t.member_id, t.account_id),
   coalesce(t.resolved_model, t.model, ''), t.type, t.amount, t.allowance_used, t.cost
 from ducto_private.transactions as t
 where t.type in ('usage', 'refund')

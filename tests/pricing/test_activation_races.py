@@ -111,9 +111,7 @@ def ceil(cost: Decimal) -> int:
 def check_rows(conn: Connection) -> list[dict[str, Any]]:
     """Each charge has the cost, the rounding and the allowance of its row's version; answers all charges."""
     with conn.cursor(row_factory=dict_row) as cursor:
-        holds = {
-            row["reservation_id"]: row for row in cursor.execute("select * from ducto_private.reservations").fetchall()
-        }
+        holds = {row["hold_id"]: row for row in cursor.execute("select * from ducto_private.holds").fetchall()}
         rows = cursor.execute("select * from ducto_private.ledger order by account_id, seq").fetchall()
     carry: dict[str, Decimal] = {}
     used: dict[tuple[str, str], int] = {}
@@ -127,9 +125,9 @@ def check_rows(conn: Connection) -> list[dict[str, Any]]:
             charged = row["allowance_used"] - row["amount"]
             assert charged == prices.charged(row["cost"], before), row
             left = max(0, prices.allowance - used.get(period, 0)) if row["plan_id"] == "pro" else 0
-            if row["reservation_id"]:
+            if row["hold_id"]:
                 # Its price is the hold's, its allowance the present one.
-                assert row["pricing_version"] == holds[row["reservation_id"]]["pricing_version"], row
+                assert row["pricing_version"] == holds[row["hold_id"]]["pricing_version"], row
                 assert row["allowance_used"] in (0, charged) if row["plan_id"] == "pro" else not row["allowance_used"]
             else:
                 assert row["allowance_used"] == min(charged, left), row
@@ -367,7 +365,7 @@ class Market:
             str(name): (version, at)
             for name, version, at in conn.execute(
                 "select transaction_id, pricing_version, created_at from ducto_private.transactions"
-                " union all select reservation_id, pricing_version, created_at from ducto_private.reservations"
+                " union all select hold_id, pricing_version, created_at from ducto_private.holds"
             ).fetchall()
         }
         # Those that hold the setup lock commit one after the other.
@@ -419,7 +417,7 @@ def test_prices_change_often_while_sessions_charge(
 STOP = 71094
 STOPPED = [
     "ducto.deduct_batch(jsonb)",
-    "ducto_private.spend(text,ducto_private.ask[])",
+    "ducto_private.spend(text,ducto_private.request[])",
     "ducto_private.open_account(ducto_private.accounts,integer)",
 ]
 
@@ -646,7 +644,7 @@ class TestBetweenAnyTwoStatements:
         check_rows(conn)
         rows = conn.execute(
             "select pricing_version from ducto_private.transactions where type = 'usage'"
-            " union all select pricing_version from ducto_private.reservations"
+            " union all select pricing_version from ducto_private.holds"
         ).fetchall()
         assert set(rows) <= {(1,)}
         assert kept > 0
@@ -687,7 +685,7 @@ class Zone:
         hold = m.reserve(user, USAGE, ttl_seconds=86400).or_raise()
         assert {hold.amount} == {ceil(cost) for cost in costs}
         found = conn.execute(
-            "select pricing_version from ducto_private.reservations where reservation_id = %s", [hold.reservation_id]
+            "select pricing_version from ducto_private.holds where hold_id = %s", [hold.reservation_id]
         ).fetchall()
         assert {version for (version,) in found} == versions
         assert m.release_reservation(hold.reservation_id).error is None

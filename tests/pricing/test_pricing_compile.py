@@ -478,7 +478,7 @@ class TestFormulas:
         assert len(rows) == 2 + 2
         assert not any(may for _, may in rows)
 
-    @pytest.mark.parametrize("kind", ["quote", "ask", "terms", "prices"])
+    @pytest.mark.parametrize("kind", ["quote", "request", "terms", "prices"])
     def test_published_prices_do_not_hang_on_the_shape_of_a_type(
         self, conn: Connection, connect: Connect, kind: str
     ) -> None:
@@ -503,7 +503,7 @@ class TestFormulas:
             assert priced.calculate_cost(usage, "ann").total == 6
             assert priced.calculate_cost(usage, "bob").total == 11
             # RPCs name the attributes of a question, and a release that appends to it brings them anew.
-            if kind != "ask":
+            if kind != "request":
                 assert priced.deduct("ann", {"model": "gpt-4", "input_tokens": 1}).cost == 2
                 assert priced.deduct("bob", usage).cost == 11
         assert formula_functions(conn) == generated
@@ -611,7 +611,7 @@ def hold(conn: Connection, user: str, usage: str) -> list[Any]:
         held = answer(conn, "select h.error, h.reservation_id from ducto.reserve(%s, %s::jsonb) as h", [user, usage])
         if held[0] is not None:
             return held
-        query = "select r.resolved_model, r.held from ducto_private.reservations as r where r.reservation_id = %s"
+        query = "select r.resolved_model, r.held from ducto_private.holds as r where r.hold_id = %s"
         return answer(conn, query, held[1:])
 
 

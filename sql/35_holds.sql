@@ -23,17 +23,17 @@ end
 $$;
 
 -- Finds a hold by its id, of p_user_id only where that is given.
-create or replace function ducto_private.find_hold(p_reservation_id text, p_user_id text) returns ducto_private.reservations
+create or replace function ducto_private.find_hold(p_reservation_id text, p_user_id text) returns ducto_private.holds
 language plpgsql stable
 as $$
 declare
   v_id uuid := ducto_private.to_id(p_reservation_id);
-  v_hold ducto_private.reservations;
+  v_hold ducto_private.holds;
 begin
   select r.*
   into v_hold
-  from ducto_private.reservations as r
-  where r.reservation_id = v_id and (p_user_id is null or r.account_id = p_user_id);
+  from ducto_private.holds as r
+  where r.hold_id = v_id and (p_user_id is null or r.account_id = p_user_id);
   return v_hold;
 end
 $$;
@@ -55,7 +55,7 @@ begin
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve', null, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.ask])).holds[1];
+    null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve is
@@ -80,7 +80,7 @@ begin
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve_credits', null, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.ask])).holds[1];
+    null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_credits is
@@ -106,7 +106,7 @@ begin
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team', p_user_id, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.ask])).holds[1];
+    null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team is
@@ -134,7 +134,7 @@ begin
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team_credits', p_user_id, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.ask])).holds[1];
+    null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team_credits is
@@ -160,7 +160,7 @@ begin
     return ducto_private.hold_refusal('reservation_not_found', null);
   end if;
   return (ducto_private.spend(v_account_id, array[row('extend', 'extend_reservation', null, null, null, v_add,
-    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, false, null)::ducto_private.ask])).holds[1];
+    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.extend_reservation is
@@ -172,7 +172,7 @@ language plpgsql volatile
 as $$
 declare
   v_account ducto_private.accounts;
-  v_hold ducto_private.reservations;
+  v_hold ducto_private.holds;
   v_now timestamptz;
 begin
   v_account := ducto_private.lock_account(
@@ -182,7 +182,7 @@ begin
   end if;
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_hold := ducto_private.find_hold(p_reservation_id, v_account.account_id);
-  if v_hold.reservation_id is null then
+  if v_hold.hold_id is null then
     return ducto_private.hold_refusal('reservation_not_found', ducto_private.without_expired(v_account, v_now));
   elsif v_hold.status = 'settled' then
     return ducto_private.hold_refusal('reservation_not_active', ducto_private.without_expired(v_account, v_now));
@@ -194,22 +194,22 @@ begin
       lots_due_at = case when a.lots > 0 and r.status = 'active' then v_now else a.lots_due_at end,
       revision = a.revision + 1,
       changed_at = v_now
-    from ducto_private.reservations as r
-    where a.account_id = v_account.account_id and r.reservation_id = v_hold.reservation_id and r.account_id = a.account_id
+    from ducto_private.holds as r
+    where a.account_id = v_account.account_id and r.hold_id = v_hold.hold_id and r.account_id = a.account_id
     returning a.* into v_account;
-    update ducto_private.reservations as r
+    update ducto_private.holds as r
     set status = 'released', held = 0, ended_at = coalesce(r.ended_at, v_now)
-    where r.reservation_id = v_hold.reservation_id and r.account_id = v_account.account_id;
+    where r.hold_id = v_hold.hold_id and r.account_id = v_account.account_id;
   end if;
   v_account := ducto_private.without_expired(v_account, v_now);
-  return row(v_hold.reservation_id, coalesce(v_hold.actor_id, v_hold.account_id), 0, v_account.balance, v_account.held, null,
+  return row(v_hold.hold_id, coalesce(v_hold.member_id, v_hold.account_id), 0, v_account.balance, v_account.held, null,
     v_hold.status = 'released', v_hold.expires_at, '{}'::text[], v_account.revision)::ducto.reserve_result;
 end
 $$;
 comment on function ducto.release_reservation is 'Gives a hold back without charging. Releasing it again is not an error.';
 
 -- A hold as its reader sees it at p_now.
-create or replace function ducto_private.hold_answer(p_hold ducto_private.reservations, p_now timestamptz) returns ducto.reservation
+create or replace function ducto_private.hold_answer(p_hold ducto_private.holds, p_now timestamptz) returns ducto.reservation
 language plpgsql immutable
 as $$
 begin
@@ -218,7 +218,7 @@ begin
     p_hold.held := 0;
     p_hold.ended_at := p_hold.expires_at;
   end if;
-  return row(p_hold.reservation_id, p_hold.account_id, p_hold.actor_id, p_hold.status, p_hold.held, p_hold.charged,
+  return row(p_hold.hold_id, p_hold.account_id, p_hold.member_id, p_hold.status, p_hold.held, p_hold.charged,
     p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
     p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation;
 end
@@ -228,17 +228,13 @@ create or replace function ducto.get_reservation(p_reservation_id text, p_user_i
 language plpgsql stable
 as $$
 declare
-  v_hold ducto_private.reservations;
-  v_refusal ducto.reservation;
+  v_hold ducto_private.holds;
 begin
   v_hold := ducto_private.find_hold(p_reservation_id, p_user_id);
-  if v_hold.reservation_id is null then
-    v_refusal.error := 'reservation_not_found';
-    v_refusal.amount := 0;
-    v_refusal.charged := 0;
-    return v_refusal;
+  if v_hold.hold_id is null then
+    return jsonb_populate_record(null::ducto.reservation, '{"error": "reservation_not_found", "amount": 0, "charged": 0}');
   end if;
-  return ducto_private.hold_answer(v_hold, (ducto_private.as_read(v_hold.account_id)).changed_at);
+  return ducto_private.hold_answer(v_hold, (ducto_private.read_account(v_hold.account_id)).changed_at);
 end
 $$;
 comment on function ducto.get_reservation is 'A hold by its id; with p_user_id only if it is of that account.';
@@ -253,10 +249,10 @@ declare
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_limit(coalesce(p_limit, 50));
-  v_now := (ducto_private.as_read(p_user_id)).changed_at;
+  v_now := (ducto_private.read_account(p_user_id)).changed_at;
   return query
   select h.*
-  from ducto_private.reservations as r
+  from ducto_private.holds as r
   cross join lateral ducto_private.hold_answer(r, v_now) as h
   where r.account_id = p_user_id
     and r.created_at < coalesce(p_before, 'infinity')
