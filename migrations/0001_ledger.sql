@@ -46,6 +46,7 @@ create table ducto_private.prices (
   rates numeric[] not null,
   composed_rates numeric[],
   prefixes text[] collate "C",
+  covers text[],
   primary key (version, section, key)
 );
 create index prices_formula on ducto_private.prices (formula_id);
@@ -54,6 +55,7 @@ comment on table ducto_private.prices is
   'One row for each formula (or fixed job) of a config: a formula and its rates. section and key are its path in the config.';
 comment on column ducto_private.prices.composed_id is
   'Of a model: one formula for all that a usage without priced tools and jobs costs, where that cannot divide by zero.';
+comment on column ducto_private.prices.covers is 'The counts that the formula charges: those that it names, with their parts.';
 comment on column ducto_private.prices.prefixes is 'The other keys of the section that the key begins with, the longest first; never _default.';
 
 create table ducto_private.terms (
@@ -62,7 +64,6 @@ create table ducto_private.terms (
   low_balance bigint not null,
   signup_bonus bigint not null,
   free_allowance bigint not null,
-  default_id bigint references ducto_private.formulas,
   own_version integer not null references ducto_private.pricing_versions,
   plan_id text collate "C" not null,
   rounding text not null,
@@ -71,7 +72,11 @@ create table ducto_private.terms (
   factor numeric not null,
   plan_factor numeric not null,
   fields text[] not null,
-  default_rates numeric[],
+  covers text[] not null,
+  match text not null,
+  aliases jsonb,
+  unpriced text not null,
+  cached text not null,
   overrides text collate "C",
   default_plan text collate "C",
   plan_name text,
@@ -80,13 +85,12 @@ create table ducto_private.terms (
 );
 create index terms_version on ducto_private.terms (version);
 create index terms_own_version on ducto_private.terms (own_version);
-create index terms_default on ducto_private.terms (default_id);
 comment on table ducto_private.terms is
   'All that a charge needs of a version for accounts on a plan ('''' for none), but for the prices. A version that lacks a plan has its terms from own_version.';
 comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
-comment on column ducto_private.terms.fields is 'The usage fields that a composed price covers.';
+comment on column ducto_private.terms.fields is 'The usage fields that the config knows.';
+comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
-comment on column ducto_private.terms.default_id is 'The composed formula of _default, with default_rates.';
 
 -- Of the activations whose time has come the one recorded last is active: each ends where the first of those recorded after
 -- it starts. One that holds at once starts at -infinity, and so ends all before it, scheduled ones too.
@@ -118,7 +122,8 @@ create type ducto_private.quote as (
   search_credits numeric,
   cache_savings numeric,
   fixed_credits numeric,
-  cost numeric
+  cost numeric,
+  warnings text[]
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -203,6 +208,8 @@ create table ducto_private.transaction_details (
   warnings text[],
   expires_at timestamptz,
   occurred_at timestamptz,
+  rounding text,
+  price_error text,
   paid_amount numeric check (paid_amount >= 0),
   paid_currency text,
   reference text,
@@ -222,7 +229,7 @@ select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.r
   t.pricing_version, t.account_id, t.type, t.carry_after, t.cost,
   case when t.model is null then t.usage else t.usage || jsonb_build_object('model', t.model) end as usage, t.model, t.resolved_model, t.plan_id, t.member_id,
   t.hold_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
-  coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.occurred_at, d.paid_amount, d.paid_currency,
+  coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.occurred_at, d.rounding, d.price_error, d.paid_amount, d.paid_currency,
   d.reference, d.reason
 from ducto_private.transactions as t
 left join ducto_private.transaction_details as d on d.transaction_id = t.transaction_id and d.account_id = t.account_id;

@@ -175,9 +175,23 @@ begin
       perform ducto_private.invalid('p_metrics: tool_calls must be a count, or a list of names or of {"name": …}',
         'A name has 1 to 255 characters.', left((p_usage -> 'tool_calls')::text, 200));
     end if;
-    v_value := p_usage - '{model,fixed_job,tool_calls}'::text[];
+    v_value := p_usage - '{model,fixed_job,tool_calls,provider_cost,unread}'::text[];
   else
-    v_value := p_usage - '{model,fixed_job}'::text[];
+    v_value := p_usage - '{model,fixed_job,provider_cost,unread}'::text[];
+  end if;
+  if p_usage ? 'provider_cost' and (
+    jsonb_typeof(p_usage -> 'provider_cost') <> 'number' or (p_usage -> 'provider_cost')::numeric not between 0 and 1e30
+    or (p_usage -> 'provider_cost')::numeric <> round((p_usage -> 'provider_cost')::numeric, 30))
+  then
+    perform ducto_private.invalid('p_metrics: provider_cost must be a number of at least 0, with at most 30 digits either side of the point',
+      'It is what the provider says that the call took, in its own money.', left((p_usage -> 'provider_cost')::text, 100));
+  end if;
+  if p_usage ? 'unread' then
+    if jsonb_typeof(p_usage -> 'unread') <> 'object' then
+      perform ducto_private.invalid('p_metrics: unread must be an object of counts by their paths',
+        'Pass what ducto.read_usage() answers.', left((p_usage -> 'unread')::text, 100));
+    end if;
+    v_value := v_value || (p_usage -> 'unread');
   end if;
   if v_value @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)' then
     for v_key, v_value in
@@ -192,7 +206,9 @@ begin
         perform ducto_private.invalid(format('p_metrics: %s must be at least 0 and below 10^15', v_key),
           'Counts are never negative; a refund is a call of its own.', left(v_value::text, 100));
       elsif v_number <> floor(v_number) and v_key in ('input_tokens', 'output_tokens', 'cache_read_tokens', 'cache_write_tokens',
-        'tool_calls', 'search_queries', 'search_results', 'web_search_calls', 'code_exec_calls')
+        'tool_calls', 'search_queries', 'search_results', 'web_search_calls', 'code_exec_calls', 'cache_write_1h_tokens',
+        'reasoning_tokens', 'input_audio_tokens', 'output_audio_tokens', 'cache_audio_read_tokens', 'input_image_tokens',
+        'output_image_tokens', 'input_video_tokens', 'characters', 'images', 'requests')
       then
         perform ducto_private.invalid(format('p_metrics: %s must be whole', v_key),
           'Fractions belong into a metric of the config''s own.', left(v_value::text, 100));

@@ -156,24 +156,56 @@ select ducto_private.make_formulas();
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Prices
 
--- Whether a config's key serves a model's name: the name itself, or what it begins with before one of - @ : / _. spend() asks
--- the same in place.
-create or replace function ducto_private.serves(p_key text, p_name text) returns boolean
-language plpgsql immutable
+-- Whether a config's match allows the rest of a name after a key: dates and revisions as providers append them, anything after
+-- a separator, or nothing.
+create or replace function ducto_private.allows_rest(p_match text, p_rest text) returns boolean
+language plpgsql immutable parallel safe
 as $$
 begin
-  return p_key = p_name
-    or p_key <> '_default' and starts_with(p_name, p_key) and strpos('-@:/_', substr(p_name, length(p_key) + 1, 1)) > 0;
+  return case p_match
+    when 'dated' then p_rest ~ '^([-@:/_]([0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8}|[0-9]{6}|[0-9]{3,4}|[0-9]{2}-[0-9]{2}([0-9]{2})?|v[0-9]+(:[0-9]+)?|latest))+$'
+    when 'prefix' then p_rest <> '' and strpos('-@:/_', left(p_rest, 1)) > 0
+    else false end;
 end
 $$;
 
--- The price in a section by the longest key that serves a name; null where none does. Keys that serve it are prefixes of
--- the name, and so of the greatest key that is not above it.
-create or replace function ducto_private.find_price(p_version integer, p_section text, p_name text) returns ducto_private.prices
+-- The rest of a name after an alias that fits it; null where it does not. Of an alias for a key the rest is as of a key, one
+-- that stands for the rest has any rest. Letter case is ignored, a * at its start is any text.
+create or replace function ducto_private.rest_after(p_name text, p_alias text, p_target text, p_match text) returns text
+language plpgsql immutable parallel safe
+as $$
+declare
+  v_name constant text := lower(p_name collate "C");
+  v_alias constant text := lower(ltrim(p_alias, '*') collate "C");
+  v_start integer := strpos(v_name, v_alias);
+  v_next integer;
+  v_rest text;
+begin
+  while v_start = 1 or v_start > 1 and starts_with(p_alias, '*') loop
+    v_rest := substr(p_name, v_start + length(v_alias));
+    if case when p_target = '*' then v_rest <> '' else v_rest = '' or ducto_private.allows_rest(p_match, v_rest) end then
+      return v_rest;
+    end if;
+    v_next := strpos(substr(v_name, v_start + 1), v_alias);
+    exit when v_next = 0;
+    v_start := v_start + v_next;
+  end loop;
+  return null;
+end
+$$;
+
+-- The price in a section by the key that serves a name: the name itself, else what the longest alias that fits says, else the
+-- longest key whose rest the config's match allows; null where none does. Keys that serve a name are prefixes of it, and so of
+-- the greatest key that is not above it.
+create or replace function ducto_private.find_price(
+  p_terms ducto_private.terms, p_version integer, p_section text, p_name text, p_aliases jsonb) returns ducto_private.prices
 language plpgsql stable
 as $$
 declare
   v_price ducto_private.prices;
+  v_other ducto_private.prices;
+  v_target text;
+  v_rest text;
 begin
   select p.*
   into v_price
@@ -181,33 +213,101 @@ begin
   where p.version = p_version and p.section = p_section and p.key <= p_name
   order by p.key desc
   limit 1;
-  if not ducto_private.serves(v_price.key, p_name) then
-    select p.*
-    into v_price
-    from ducto_private.prices as p
-    where p.version = p_version and p.section = p_section and p.key = any (v_price.prefixes)
-      and ducto_private.serves(p.key, p_name)
-    order by length(p.key) desc
-    limit 1;
+  if v_price.key = p_name then
+    return v_price;
   end if;
-  return v_price;
+  if p_aliases is not null then
+    select a.target, r.rest
+    into v_target, v_rest
+    from jsonb_each_text(p_aliases) as a (alias, target)
+    cross join lateral ducto_private.rest_after(p_name, a.alias, a.target, p_terms.match) as r (rest)
+    where r.rest is not null
+    order by length(ltrim(a.alias, '*')) desc, a.alias collate "C"
+    limit 1;
+    if found then
+      v_other := ducto_private.find_price(p_terms, p_version, p_section, case v_target when '*' then v_rest else v_target end,
+        case v_target when '*' then p_aliases end);
+      if v_other.key is not null then
+        return v_other;
+      end if;
+    end if;
+  end if;
+  if v_price.key <> '_default' and starts_with(p_name, v_price.key)
+    and ducto_private.allows_rest(p_terms.match, substr(p_name, length(v_price.key) + 1))
+  then
+    return v_price;
+  end if;
+  select p.*
+  into v_other
+  from ducto_private.prices as p
+  where p.version = p_version and p.section = p_section and p.key = any (v_price.prefixes) and starts_with(p_name, p.key)
+    and ducto_private.allows_rest(p_terms.match, substr(p_name, length(p.key) + 1))
+  order by length(p.key) desc
+  limit 1;
+  return v_other;
 end
 $$;
 
--- The price of a model: the plan's own, else the list's. Null where no key serves the name; _default is not asked.
+-- The price of a model: by a key that serves its name, the plan's own before the list's, else by _default. Null where there is
+-- none.
 create or replace function ducto_private.find_model(p_terms ducto_private.terms, p_name text) returns ducto_private.prices
 language plpgsql stable
 as $$
 declare
   v_price ducto_private.prices;
 begin
-  if p_terms.overrides is not null then
-    v_price := ducto_private.find_price(p_terms.own_version, p_terms.overrides, p_name);
+  if p_name not in ('', 'none') then
+    if p_terms.overrides is not null then
+      v_price := ducto_private.find_price(p_terms, p_terms.own_version, p_terms.overrides, p_name, p_terms.aliases);
+    end if;
+    if v_price.key is null then
+      v_price := ducto_private.find_price(p_terms, p_terms.version, 'models', p_name, p_terms.aliases);
+    end if;
   end if;
   if v_price.key is null then
-    v_price := ducto_private.find_price(p_terms.version, 'models', p_name);
+    select p.*
+    into v_price
+    from ducto_private.prices as p
+    where p.key = '_default' and (p.version, p.section) in ((p_terms.own_version, p_terms.overrides), (p_terms.version, 'models'))
+    order by p.section = 'models'
+    limit 1;
   end if;
   return v_price;
+end
+$$;
+
+-- That no count of a usage is above the one that it is a part of.
+create or replace function ducto_private.check_parts(p_usage jsonb, p_cached text) returns void
+language plpgsql stable parallel safe
+as $$
+declare
+  v_part text;
+  v_whole text;
+  v_count numeric;
+  v_most numeric;
+begin
+  select w.part, w.whole, c.count, coalesce((p_usage -> w.whole)::numeric, 0)
+  into v_part, v_whole, v_count, v_most
+  from (values
+    ('cache_read_tokens', 'input_tokens', false), ('cache_write_tokens', 'input_tokens', false),
+    ('cache_write_1h_tokens', 'cache_write_tokens', true), ('input_audio_tokens', 'input_tokens', true),
+    ('input_image_tokens', 'input_tokens', true), ('input_video_tokens', 'input_tokens', true),
+    ('cache_audio_read_tokens', 'cache_read_tokens', true), ('cache_audio_read_tokens', 'input_audio_tokens', false),
+    ('reasoning_tokens', 'output_tokens', true), ('output_audio_tokens', 'output_tokens', true),
+    ('output_image_tokens', 'output_tokens', true), ('cache_read_tokens + cache_write_tokens', 'input_tokens', false)
+  ) as w (part, whole, beside_too)
+  cross join lateral (
+    select case when w.part like '% + %'
+      then coalesce((p_usage -> 'cache_read_tokens')::numeric, 0) + coalesce((p_usage -> 'cache_write_tokens')::numeric, 0)
+      else (p_usage -> w.part)::numeric end
+  ) as c (count)
+  where (w.beside_too or p_cached = 'inside') and c.count > coalesce((p_usage -> w.whole)::numeric, 0)
+  limit 1;
+  if found then
+    perform ducto_private.invalid(
+      format('%s is %s, more than the %s %s that it is a part of', v_part, v_count, v_most, v_whole),
+      'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.');
+  end if;
 end
 $$;
 
@@ -220,6 +320,21 @@ begin
 exception when division_by_zero then
   raise exception 'division by zero in %.%', p_price.section, p_price.key
     using errcode = 'DU006', hint = 'Guard the divisor, as in: x / y if y else 0';
+end
+$$;
+
+-- A part of a price that is below zero: told, or refused.
+create or replace function ducto_private.negative_price(p_quote ducto_private.quote, p_path text, p_warns boolean)
+returns ducto_private.quote
+language plpgsql stable
+as $$
+begin
+  if not p_warns then
+    raise exception '%: the price of this usage is below 0', p_path
+      using errcode = 'DU009', hint = 'Mend the formula, or bound it: max(0, ...).';
+  end if;
+  p_quote.warnings := p_quote.warnings || '{negative_price}'::text[];
+  return p_quote;
 end
 $$;
 
@@ -245,49 +360,58 @@ begin
 end
 $$;
 
--- The whole price of a usage, part by part, by the terms of a version and a plan.
-create or replace function ducto_private.price(p_terms ducto_private.terms, p_usage jsonb) returns ducto_private.quote
+-- The whole price of a usage, part by part, by the terms of a version and a plan. At a settlement (p_hold_model is not null, ''
+-- where the hold names none) an unknown model is priced as the hold's, and a count that no formula charges only warns.
+create or replace function ducto_private.price(p_terms ducto_private.terms, p_usage jsonb, p_hold_model text default null)
+returns ducto_private.quote
 language plpgsql stable
 as $$
 declare
-  v_model constant text := coalesce(p_usage ->> 'model', '');
-  v_known constant text[] := p_terms.fields || '{fixed_job,tool_calls}';
+  v_warns constant boolean := p_terms.unpriced = 'warn' or p_hold_model is not null;
+  v_model text := coalesce(p_usage ->> 'model', '');
   v_job constant text := p_usage ->> 'fixed_job';
+  v_covers text[] := p_terms.covers || '{fixed_job,tool_calls}';
   v_price ducto_private.prices;
   v_quote ducto_private.quote;
   v_tool record;
   v_part numeric;
   v_most numeric := 0;
   v_path text;
+  v_missing text;
 begin
-  if p_usage - v_known <> '{}' then
-    perform ducto_private.unknown_metric(p_usage, v_known);
+  if p_usage - p_terms.fields <> '{}' and p_hold_model is null then
+    perform ducto_private.unknown_metric(p_usage, p_terms.fields);
   end if;
+  perform ducto_private.check_parts(p_usage, p_terms.cached);
   v_quote.version := p_terms.version;
   v_quote.plan_id := nullif(p_terms.plan_id, '');
 
-  if v_model not in ('', 'none') then
-    v_price := ducto_private.find_model(p_terms, v_model);
+  v_price := ducto_private.find_model(p_terms, v_model);
+  if v_price.key is null and v_model not in ('', 'none') and p_hold_model <> '' then
+    v_price := ducto_private.find_model(p_terms, p_hold_model);
+    if v_price.key is not null then
+      v_quote.warnings := '{priced_by_hold_model}';
+      v_model := p_hold_model;
+      p_usage := p_usage || jsonb_build_object('model', v_model);
+    end if;
+  end if;
+  if v_price.key <> '_default' or v_model = '_default' then
     v_quote.resolved_model := v_price.key;
   end if;
-  if v_price.key is null then
-    select p.*
-    into v_price
-    from ducto_private.prices as p
-    where p.key = '_default' and (p.version, p.section) in ((p_terms.own_version, p_terms.overrides), (p_terms.version, 'models'))
-    order by p.section = 'models'
-    limit 1;
-  end if;
+  v_quote.model_credits := 0;
   if v_price.key is not null then
-    v_quote.model_credits := greatest(0, ducto_private.price_part(v_price, p_usage, p_terms.factor));
-    v_most := v_quote.model_credits;
     v_path := v_price.section || '.' || v_price.key;
+    v_quote.model_credits := ducto_private.part(v_price, p_usage, p_terms.factor);
+    v_most := v_quote.model_credits;
+    v_covers := v_covers || v_price.covers;
+    if v_quote.model_credits < 0 then
+      v_quote := ducto_private.negative_price(v_quote, v_path, p_terms.unpriced = 'warn');
+      v_quote.model_credits := 0;
+    end if;
   elsif v_model not in ('', 'none')
     or p_usage @? '$.keyvalue() ? (@.key like_regex "^(input|output|cache_read|cache_write)_tokens$" && @.value <> 0)'
   then
     perform ducto_private.unknown_model(p_terms, v_model);
-  else
-    v_quote.model_credits := 0;
   end if;
 
   v_quote.tool_credits := 0;
@@ -317,14 +441,18 @@ begin
     loop
       continue when v_tool.calls = 0;
       v_price := v_tool.price;
-      v_part := ducto_private.price_part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
+      v_part := ducto_private.part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
       v_quote.tool_credits := v_quote.tool_credits + v_part;
+      v_covers := v_covers || v_price.covers;
       if v_part > v_most then
         v_most := v_part;
         v_path := 'tools.' || v_price.key;
       end if;
     end loop;
-    v_quote.tool_credits := greatest(0, v_quote.tool_credits);
+    if v_quote.tool_credits < 0 then
+      v_quote := ducto_private.negative_price(v_quote, 'tools', p_terms.unpriced = 'warn');
+      v_quote.tool_credits := 0;
+    end if;
   end if;
 
   v_quote.search_credits := 0;
@@ -335,17 +463,44 @@ begin
     where p.version = p_terms.version and (p.section, p.key) in (('search', 'costs'), ('cache', 'discount'))
     order by p.section desc
   loop
-    v_part := ducto_private.price_part(v_price, p_usage, p_terms.factor);
-    if v_price.section = 'search' then
-      v_quote.search_credits := greatest(0, v_part);
-    else
-      v_quote.cache_savings := v_part;
-    end if;
+    v_part := ducto_private.part(v_price, p_usage, p_terms.factor);
     if v_part > v_most then
       v_most := v_part;
       v_path := v_price.section || '.' || v_price.key;
     end if;
+    if v_price.section = 'cache' then
+      v_quote.cache_savings := v_part;
+    elsif v_part >= 0 then
+      v_quote.search_credits := v_part;
+    else
+      v_quote := ducto_private.negative_price(v_quote, 'search.costs', p_terms.unpriced = 'warn');
+    end if;
   end loop;
+
+  -- What no formula charged
+  v_missing := (
+    select string_agg(c.name, ', ' order by c.name collate "C")
+    from (
+      select e.key as name
+      from jsonb_each(p_usage - v_covers - 'unread'::text) as e
+      where jsonb_typeof(e.value) = 'number' and e.value <> '0'
+      union all
+      select 'unread.' || u.key
+      from jsonb_each(p_usage -> 'unread') as u
+      where 'unread' <> all (v_covers) and u.value <> '0'
+    ) as c);
+  if v_missing is not null then
+    if not v_warns then
+      raise exception 'no formula of this price names %', v_missing
+        using errcode = 'DU008', hint = 'Name it in a formula of the config, or list it under free.';
+    end if;
+    v_quote.warnings := v_quote.warnings || '{unpriced_usage}'::text[];
+  end if;
+  if v_model not in ('', 'none') and v_job is null and 'requests' <> all (v_covers)
+    and not p_usage @? 'strict $.keyvalue() ? (@.value.type() == "number" && @.value > 0 || @.value.type() == "array" || @.key == "unread")'
+  then
+    v_quote.warnings := v_quote.warnings || '{no_usage}'::text[];
+  end if;
 
   v_quote.fixed_credits := 0;
   if v_job is not null then
@@ -357,8 +512,7 @@ begin
   v_quote.cost := greatest(0,
     v_quote.model_credits + v_quote.tool_credits + v_quote.search_credits + v_quote.fixed_credits + v_quote.cache_savings);
   if v_quote.cost > 9223372036854775807 then
-    raise exception '%: the cost is beyond bigint', v_path
-      using errcode = '22003', hint = 'Check the formula and the usage.';
+    perform ducto_private.cost_beyond_bigint(v_path);
   end if;
   return v_quote;
 end
@@ -492,11 +646,13 @@ begin
     from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
   ), shared as (
     select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
+      t.covers, t.match, t.aliases, t.unpriced, t.cached,
       t.default_plan
     from ducto_private.terms as t
     where t.plan_id = '' and t.version < p_version
     union all
     select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.fields,
+      g.covers, g.match, g.aliases, g.unpriced, g.cached,
       g.default_plan
     from given as g
     where g.plan_id = ''
@@ -515,13 +671,13 @@ begin
     where not exists (select from ducto_private.terms as t where t.version = l.version and t.plan_id = g.plan_id)
   )
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
-    min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, default_plan, default_id, default_rates)
+    min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, covers, match, aliases,
+    unpriced, cached, default_plan)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.features, p.plan_factor, p.overrides,
     l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
-    l.default_plan, d.composed_id, d.composed_rates
+    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.default_plan
   from plans as p
-  join shared as l on l.version = p.version
-  left join ducto_private.prices as d on d.version = p.version and d.section = 'models' and d.key = '_default';
+  join shared as l on l.version = p.version;
 end
 $$;
 
@@ -553,8 +709,8 @@ begin
     select ('x' || left(encode(sha256(convert_to(f.body, 'UTF8')), 'hex'), 16))::bit(64)::bigint, f.body
     from jsonb_array_elements_text(p_formulas) as f (body)
     on conflict do nothing;
-    insert into ducto_private.prices (version, section, key, formula_id, composed_id, rates, composed_rates, prefixes)
-    select v_version, p.section, p.key, p.formula_id, p.composed_id, p.rates, p.composed_rates, p.prefixes
+    insert into ducto_private.prices (version, section, key, formula_id, composed_id, rates, composed_rates, prefixes, covers)
+    select v_version, p.section, p.key, p.formula_id, p.composed_id, p.rates, p.composed_rates, p.prefixes, p.covers
     from jsonb_populate_recordset(null::ducto_private.prices, p_prices) as p;
     perform ducto_private.write_terms(v_version, p_terms);
     -- Plans that a session made when these tables were nearly empty would read them from end to end.

@@ -193,7 +193,7 @@ class PricingEngine:
     def _check_wholes(self, metrics: UsageMetrics) -> None:
         """That no part is larger than what it is a part of."""
         hint = (
-            "input_tokens and output_tokens count all, their parts included: see ducto_pg.usage.read, "
+            "input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), "
             "or say cached: beside in the config."
         )
         for name in WHOLES:
@@ -204,8 +204,8 @@ class PricingEngine:
         cached = metrics.cache_read_tokens + metrics.cache_write_tokens
         if self._config.cached == "inside" and cached > metrics.input_tokens:
             message = (
-                f"cache_read_tokens and cache_write_tokens are {cached}, more than the {metrics.input_tokens} "
-                "input_tokens that they are parts of"
+                f"cache_read_tokens + cache_write_tokens is {cached}, more than the {metrics.input_tokens} "
+                "input_tokens that it is a part of"
             )
             raise InvalidArgumentError(message, hint=hint)
 
