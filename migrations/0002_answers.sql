@@ -416,7 +416,7 @@ create type ducto_private.request as (
   error text
 );
 comment on type ducto_private.request is
-  'action: hold, extend or charge (with hold_id: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
+  'action: hold, extend or charge (with hold_id: a settlement of it); call: the name of the RPC; batched: an element of deduct_batch; error: why that is malformed.';
 
 create type ducto_private.answers as (
   charges ducto.deduction_result[],

@@ -89,7 +89,7 @@ begin
 end
 $$;
 
--- The way to a formula for sessions that have not yet heard of its branch in evaluate().
+-- Calls a formula for which the session's evaluate() has no branch yet, because another session has just published it.
 create or replace function ducto_private.evaluate_by_name(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) returns numeric
 language plpgsql stable
 as $$
@@ -156,8 +156,8 @@ select ducto_private.make_formulas();
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Prices
 
--- Whether a config's key serves a model's name: the name itself, or what it begins with before one of - @ : / _. spend() asks
--- the same in place.
+-- Whether a config's key serves a model's name: it is the name, or its beginning before one of - @ : / _. spend() has a copy of
+-- this rule in place of a call.
 create or replace function ducto_private.serves(p_key text, p_name text) returns boolean
 language plpgsql immutable
 as $$
@@ -409,7 +409,7 @@ comment on function ducto.calculate_cost is
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Publishing and activating
 
--- When each activation ends, once one was added or taken back.
+-- Sets when each activation ends, after one was added or taken back.
 create or replace function ducto_private.end_activations() returns void
 language plpgsql volatile
 as $$

@@ -1,10 +1,11 @@
 -- The one road of all that claims or takes credits: holds, extensions, charges and settlements.
 --
 -- spend() loads an account under its lock, decides on variables, and writes last, so that a refusal leaves no trace. PL/pgSQL
--- prepares each expression anew in each transaction, and a charge is one: hence few of them, and none that the account
--- does not use.
+-- prepares each expression anew in each transaction, and a charge is usually one. So there are few expressions here, none
+-- that the account does not use, and two small rules stand in place of a call. For the same reason the RPCs build their
+-- requests by position: see the type ducto_private.request.
 
--- What makes two holds, extensions or charges the same request; zeros in a usage say nothing, and nulls are not in it.
+-- A hash of what makes two holds, extensions or charges the same request. Counts of zero are left out, as nulls were before.
 create or replace function ducto_private.fingerprint(p_request ducto_private.request) returns bigint
 language plpgsql immutable
 as $$
@@ -111,7 +112,7 @@ begin
 end
 $$;
 
--- The refusal that misuse is in a batch; null for what fails the whole batch.
+-- The error that a batch answers where the single call would raise; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
 language plpgsql immutable
 as $$
@@ -126,7 +127,7 @@ begin
 end
 $$;
 
--- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
+-- Serves requests on one account, in order, each as if it were the only one. Charges and holds are answered in that order.
 create or replace function ducto_private.spend(p_account_id text, p_requests ducto_private.request[]) returns ducto_private.answers
 language plpgsql volatile
 as $$
@@ -213,15 +214,17 @@ begin
       begin
         <<decide>>
         begin
-          if v_request.batched and v_request.error is not null then
+          if v_request.error is not null then
             v_error := v_request.error;
             exit decide;
           end if;
-          -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
+          -- Misuse. A usage of a model in whole counts, with a plain key and no metadata, is known to be sound without a call.
           if (v_request.metadata is null and v_request.model is null
-            and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~' and octet_length(v_request.key) < 256)
-            and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_request.usage) < 16384
-            and not (v_request.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
+            and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
+              and octet_length(v_request.key) < 256)
+            and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
+            and pg_column_size(v_request.usage) < 16384 and not (v_request.usage - 'model')
+              @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
             is not true
           then
             begin
@@ -286,7 +289,7 @@ begin
               v_request.min_balance := v_hold.min_balance;
               v_model := v_hold.model;
             elsif v_hold.settled_by is not null and v_request.key is null and v_request.final then
-              -- The end of a hold is the key of the keyless call that ended it.
+              -- A call without a key that ends a hold is repeated by the hold's id.
               v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_request, v_account);
               continue requests;
             elsif v_hold.status in ('settled', 'released') then
@@ -303,15 +306,16 @@ begin
             into v_member
             from ducto_private.team_members as m
             where m.account_id = p_account_id and m.user_id = v_member_id;
-            if v_admits and (v_member.user_id is null or v_member.left_at is not null) and (v_request.action <> 'extend' or v_request.amount > 0)
+            if v_admits and (v_member.user_id is null or v_member.left_at is not null)
+              and (v_request.action <> 'extend' or v_request.amount > 0)
             then
               v_error := 'not_a_member';
               exit decide;
             end if;
           end if;
 
-          -- The price: which version, its terms and its price of the model, which never change. In a batch those of the element
-          -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
+          -- The price: the version, its terms and its price of the model. These are rows that never change, so in a batch an
+          -- element of the same model takes those of the element before. What no composed price covers is priced part by part.
           if (v_reusable and v_priced = v_model and v_version is null) is not true then
             if v_is_new then
               v_version := v_new_terms.version;
@@ -331,7 +335,7 @@ begin
             where p.version = v_version and p.section = 'models' and p.key <= v_model
             order by p.key desc
             limit 1;
-            -- serves(), in place
+            -- The rule of serves()
             if (v_price.key = v_model or v_price.key <> '_default' and starts_with(v_model, v_price.key)
               and strpos('-@:/_', substr(v_model, length(v_price.key) + 1, 1)) > 0) is not true
             then
@@ -392,8 +396,8 @@ begin
           -- Caps, the member's cap, and funds
           if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
-              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key], v_account.held,
-                v_amount, v_left, v_debit, v_admits);
+              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key],
+                v_account.held, v_amount, v_left, v_debit, v_admits);
             end if;
             v_error := case
               when v_check.denied then 'spend_cap_exceeded'
@@ -409,7 +413,8 @@ begin
               or v_account.balance - v_amount < coalesce(v_request.min_balance, v_terms.min_balance)
             then
               if v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
-                + v_account.credit_limit - coalesce(v_request.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
+                + v_account.credit_limit
+                - coalesce(v_request.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
               then
                 v_error := 'insufficient_credits';
                 exit decide;
@@ -471,7 +476,9 @@ begin
             if (v_debit > 0 or v_check.has_event) and ducto_private.debit_caps(v_check, v_debit, v_now) then
               v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
             end if;
-            if v_request.action = 'charge' and v_member_id is not null and ducto_private.debit_member(v_member, v_now, v_terms.timezone, v_debit, v_now) then
+            if v_request.action = 'charge' and v_member_id is not null
+              and ducto_private.debit_member(v_member, v_now, v_terms.timezone, v_debit, v_now)
+            then
               v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
             end if;
           end if;
@@ -481,7 +488,8 @@ begin
               insert into ducto_private.holds (account_id, member_id, held, created_at, expires_at, min_balance, pricing_version,
                 plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
               values (p_account_id, v_member_id, v_amount, v_now, v_now + make_interval(secs => v_request.ttl_seconds), v_request.min_balance,
-                v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage, v_request.metadata, v_request.key)
+                v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage,
+                v_request.metadata, v_request.key)
               returning hold_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
               v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
                 else v_hold.expires_at end;
@@ -518,7 +526,8 @@ begin
           values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
             v_fingerprint, v_terms.version, p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id, v_request.key, v_request.metadata)
+            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
+            v_request.key, v_request.metadata)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
@@ -551,7 +560,7 @@ begin
                 v_account.held := v_account.held - (v_held - v_hold.held);
                 v_account.holds := v_account.holds - v_request.final::integer;
                 if v_account.lots > 0 then
-                  -- What lots that were due had kept for the hold may expire now; the rest of a batch is asked after that.
+                  -- What due lots had kept for this hold may expire now: the rest of a batch loads the account again.
                   v_account.lots_due_at := v_now;
                   if v_request.batched and ducto_private.kept_for_holds(p_account_id, v_now) > 0 then
                     v_next := v_place + 1;

@@ -1,5 +1,4 @@
--- Holds: credits claimed before the work is done. They expire by predicate: past its time a hold counts nowhere,
--- whether or not anything has recorded that.
+-- Holds: credits claimed before the work is done. Past its time a hold counts nowhere, whether or not that was recorded.
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
 language plpgsql stable
@@ -12,6 +11,7 @@ begin
 end
 $$;
 
+-- The RPCs call it only where an argument is not its default: the call costs more than their condition.
 create or replace function ducto_private.check_hold(p_operation_type text, p_ttl_seconds integer, p_min_balance bigint) returns void
 language plpgsql stable
 as $$

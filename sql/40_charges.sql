@@ -23,7 +23,8 @@ language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false,
+    null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct is
@@ -43,7 +44,8 @@ as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_credits', null, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false,
+    null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_credits is
@@ -59,8 +61,8 @@ language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
-  return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name), p_job_name, null, null,
-    null, true, p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+  return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name),
+    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_fixed is
@@ -80,8 +82,9 @@ as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
+  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id,
+    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false,
+    null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team is
@@ -103,8 +106,9 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits', p_user_id, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
+  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits',
+    p_user_id, null, null, p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null,
+    null, false, null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
