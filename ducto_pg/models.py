@@ -627,6 +627,8 @@ class Transaction(Answer):
     metadata: dict[str, Any] | None = None
     created_at: datetime | None = None
     occurred_at: datetime | None = None
+    price_error: str | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Reservation(Answer):

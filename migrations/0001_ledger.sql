@@ -1,14 +1,11 @@
 -- The memory of ducto_pg: every table, and the types that its functions exchange.
 --
 -- An account is one row, locked by whoever changes anything of it. What happened to it is the append-only
--- ledger `transactions`, ordered by the account's own sequence. A hold (`reservations`) claims credits without
--- moving them. Everything about one account carries the account's id, in every key, so that the tables can be
--- distributed by account. Foreign keys to accounts are left out where a charge would pay for them:
--- every writer holds the account's row lock, accounts are never deleted, and verify_ledger() looks for orphans.
---
--- Three schemas: `ducto` holds the RPCs and the types of their answers, `ducto_private` everything else and is
--- never granted, `ducto_read` the views for the owner's own joins.
-
+-- ledger `transactions`, ordered by the account's own sequence. A hold claims credits without moving them; the RPCs and
+-- their answers call it a reservation, and a team's member who charges the pool the actor. Everything about one account
+-- carries the account's id, in every key, so that the tables can be distributed by account. Foreign keys to accounts are
+-- left out where a charge would pay for them: every writer holds the account's row lock, accounts are never deleted, and
+-- verify_ledger() looks for orphans.
 
 comment on schema ducto is 'Credit billing: the RPCs and the types of their answers. No tables.';
 comment on schema ducto_private is 'Credit billing: tables, helpers and compiled prices. Never granted, never exposed.';
@@ -54,9 +51,10 @@ create index prices_composed on ducto_private.prices (composed_id);
 comment on table ducto_private.prices is
   'One row for each formula (or fixed job) of a config: a formula and its rates. section and key are its path in the config.';
 comment on column ducto_private.prices.composed_id is
-  'Of a model: one formula for all that a usage without priced tools and jobs costs, where that cannot divide by zero.';
+  'Of a model: one formula for the model, search and cache together, for a usage without priced tools and jobs; null where it could divide by zero. It gives null where a part is below zero.';
 comment on column ducto_private.prices.covers is 'The counts that the formula charges: those that it names, with their parts.';
-comment on column ducto_private.prices.prefixes is 'The other keys of the section that the key begins with, the longest first; never _default.';
+comment on column ducto_private.prices.prefixes is
+  'The shorter keys of the section with which this key begins, the longest first, without _default.';
 
 create table ducto_private.terms (
   version integer not null references ducto_private.pricing_versions,
@@ -77,6 +75,8 @@ create table ducto_private.terms (
   aliases jsonb,
   unpriced text not null,
   cached text not null,
+  parts text[] not null,
+  wholes text[] not null,
   overrides text collate "C",
   default_plan text collate "C",
   plan_name text,
@@ -86,14 +86,15 @@ create table ducto_private.terms (
 create index terms_version on ducto_private.terms (version);
 create index terms_own_version on ducto_private.terms (own_version);
 comment on table ducto_private.terms is
-  'All that a charge needs of a version for accounts on a plan ('''' for none), but for the prices. A version that lacks a plan has its terms from own_version.';
+  'What a charge needs of a version besides prices, for accounts on a plan ('''' for none). Where the version lacks the plan, own_version is the one that has it.';
 comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
 comment on column ducto_private.terms.fields is 'The usage fields that the config knows.';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
+comment on column ducto_private.terms.parts is 'The counts that are parts of others; wholes has of what, in the same order.';
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
 
--- Of the activations whose time has come the one recorded last is active: each ends where the first of those recorded after
--- it starts. One that holds at once starts at -infinity, and so ends all before it, scheduled ones too.
+-- Of the activations whose time has come the one recorded last is active. So each ends at the earliest start of those recorded
+-- after it. An immediate activation starts at -infinity, and thereby ends all that were recorded before, scheduled ones too.
 create table ducto_private.activations (
   activation_id integer primary key,
   version integer not null references ducto_private.pricing_versions,
@@ -109,8 +110,9 @@ create index activations_ends_at on ducto_private.activations (ends_at);
 create index activations_version on ducto_private.activations (version);
 create index activations_from_version on ducto_private.activations (from_version);
 comment on table ducto_private.activations is 'Which version prices when, who said so, and when.';
-comment on column ducto_private.activations.starts_at is '-infinity where it holds from its commit on.';
-comment on column ducto_private.activations.ends_at is 'It is active from starts_at until before this, if that is later; -infinity once it was taken back.';
+comment on column ducto_private.activations.starts_at is '-infinity for an immediate activation, which is active from its commit on.';
+comment on column ducto_private.activations.ends_at is
+  'It is active from starts_at until before this, and never where this is no later; -infinity once it was taken back.';
 
 -- The exact price of a usage, by part.
 create type ducto_private.quote as (
@@ -123,7 +125,8 @@ create type ducto_private.quote as (
   cache_savings numeric,
   fixed_credits numeric,
   cost numeric,
-  warnings text[]
+  warnings text[],
+  price_error text
 );
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -156,12 +159,14 @@ create table ducto_private.accounts (
 
 comment on column ducto_private.accounts.kind is 'user or team.';
 comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
-comment on column ducto_private.accounts.held is 'Sum of the open holds counted by holds; some of them may be past holds_due_at.';
+comment on column ducto_private.accounts.held is
+  'What its active holds hold, of which holds is the number; counts those too that have expired unrecorded.';
 comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
-comment on column ducto_private.accounts.lots_due_at is 'Nothing of a lot expires before this, but what due lots keep for holds: that goes when holds end, or at the time to which a call that let one go set this.';
+comment on column ducto_private.accounts.lots_due_at is
+  'No lot expires before this. A call that ends a hold sets it to its own time, because due lots may have kept credits for that hold.';
 
--- What a charge always writes. Each column costs every charge some time, so what few rows have stands in
--- transaction_details; the view ducto_private.ledger shows them as one.
+-- The columns that a charge fills. Each costs every charge some time, so what few rows have stands in
+-- transaction_details; the view ducto_private.ledger shows both as one.
 create table ducto_private.transactions (
   transaction_id uuid not null,
   seq bigint not null,
@@ -195,7 +200,7 @@ create index transactions_created_at on ducto_private.transactions using brin (c
 
 comment on column ducto_private.transactions.usage is 'As given, without nulls and without the model, which has its own column.';
 comment on column ducto_private.transactions.fingerprint is
-  'Hash of the request, where a key or the end of a hold makes it repeatable; null where the row itself tells.';
+  'Hash of the request; null where it can be computed from the row, as for most charges.';
 
 create table ducto_private.transaction_details (
   transaction_id uuid not null,
@@ -219,10 +224,13 @@ create table ducto_private.transaction_details (
 );
 create index transaction_details_refers_to on ducto_private.transaction_details (account_id, refers_to) where refers_to is not null;
 create index transaction_details_occurred_at on ducto_private.transaction_details (account_id, occurred_at) where occurred_at is not null;
+create index transaction_details_price_error on ducto_private.transaction_details (account_id, seq) where price_error is not null;
 create index transaction_details_lifetime on ducto_private.transaction_details (account_id, seq) where lifetime_purchased is not null;
 
-comment on column ducto_private.transaction_details.occurred_at is 'Of an expiry: when the credits were due, or the hold ended that had kept them.';
-comment on column ducto_private.transaction_details.lifetime_purchased is 'The account''s lifetime_purchased after this row; set by the types that may change or answer it.';
+comment on column ducto_private.transaction_details.occurred_at is
+  'Of an expiry: when the credits were due, or when the hold ended for which they had been kept.';
+comment on column ducto_private.transaction_details.lifetime_purchased is
+  'The account''s lifetime_purchased after this row; null in refunds and expiries, which do not answer it.';
 
 create view ducto_private.ledger as
 select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.fingerprint,
@@ -282,6 +290,7 @@ create table ducto_private.holds (
   settled_by uuid,
   primary key (hold_id, account_id)
 ) with (fillfactor = 80);
+comment on column ducto_private.holds.held is 'What it holds; of one that has expired what it held last.';
 create index holds_active on ducto_private.holds (account_id) where status = 'active';
 create index holds_account on ducto_private.holds (account_id, created_at);
 
@@ -298,7 +307,7 @@ create table ducto_private.hold_keys (
   warnings text[],
   primary key (account_id, idempotency_key)
 );
-comment on table ducto_private.hold_keys is 'The keys of holds and extensions, what they asked, and what was answered.';
+comment on table ducto_private.hold_keys is 'The keys of holds and extensions, each with a hash of its request and the first answer.';
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Expiring credits, caps, teams, events: an account has rows here only where it uses them
@@ -328,7 +337,7 @@ create type ducto_private.due_lot as (
   due_at timestamptz
 );
 
--- What a row of the ledger took from a lot (negative) or gave back to it: a lot's amount and its entries are its remainder.
+-- What a row of the ledger took from a lot (negative) or gave back to it. A lot's remainder is its amount plus its entries.
 create table ducto_private.lot_entries (
   transaction_id uuid not null,
   lot_id uuid not null,
@@ -341,9 +350,9 @@ create table ducto_private.lot_entries (
   foreign key (lot_id, account_id) references ducto_private.credit_lots
 );
 comment on column ducto_private.lot_entries.elsewhere is
-  'Of a refund: credits that were this lot''s and came back elsewhere, since it was due or its grant taken back.';
+  'Of a refund: credits taken from this lot that could not return to it, because it was due or its grant had been taken back.';
 comment on column ducto_private.lot_entries.renewed is
-  'Of elsewhere: what became part of the refund''s own lot, since this one was due.';
+  'The part of elsewhere that went into the refund''s own new lot, because this one was due.';
 create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
 
 create table ducto_private.spend_caps (
@@ -358,8 +367,8 @@ create table ducto_private.spend_caps (
   primary key (account_id, model, cap_type)
 );
 comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
-comment on column ducto_private.spend_caps.warned_date is 'First date of the window in which a warning was last told by an event.';
 comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
+comment on column ducto_private.spend_caps.warned_date is 'The window_date of the last window for which a warning was sent as an event.';
 
 create table ducto_private.teams (
   account_id text collate "C" primary key,
@@ -387,7 +396,7 @@ create table ducto_private.events (
   event_id uuid not null,
   account_id text collate "C" not null,
   type text not null check (type in ('account_opened', 'plan_changed', 'low_balance', 'cap_warned', 'cap_reached',
-    'lot_expired', 'debt_begun')),
+    'lot_expired', 'debt_begun', 'settlement_unpriced')),
   payload jsonb not null,
   attempts integer not null default 0,
   created_at timestamptz not null,

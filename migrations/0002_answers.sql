@@ -122,7 +122,9 @@ create type ducto.transaction as (
   metadata jsonb,
   created_at timestamptz,
   error text,
-  occurred_at timestamptz
+  occurred_at timestamptz,
+  price_error text,
+  warnings text[]
 );
 
 create type ducto.reservation as (
@@ -412,11 +414,12 @@ create type ducto_private.request as (
   operation_type text,
   min_balance bigint,
   ttl_seconds integer,
+  occurred_at timestamptz,
   batched boolean,
   error text
 );
 comment on type ducto_private.request is
-  'action: hold, extend or charge (with hold_id: its settlement); call: the RPC; error: of a batch''s element that is malformed.';
+  'action: hold, extend or charge (with hold_id: a settlement of it); call: the name of the RPC; batched: an element of deduct_batch; error: why that is malformed.';
 
 create type ducto_private.answers as (
   charges ducto.deduction_result[],

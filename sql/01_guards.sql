@@ -125,6 +125,41 @@ begin
 end
 $$;
 
+-- Whether an amount is a cost: at least 0, within bigint, with at most 30 decimals. Null where there is none.
+create or replace function ducto_private.is_cost(p_amount numeric) returns boolean
+language plpgsql immutable parallel safe
+as $$
+begin
+  return p_amount between 0 and 9223372036854775807 and p_amount = round(p_amount, 30);
+end
+$$;
+
+create or replace function ducto_private.check_cost(p_amount numeric) returns void
+language plpgsql stable parallel safe
+as $$
+begin
+  if ducto_private.is_cost(p_amount) is not true then
+    perform ducto_private.invalid(
+      format('p_amount must be at least 0, within bigint, with at most 30 decimals, not %s', coalesce(left(p_amount::text, 100), 'null')),
+      'It is a cost in credits; the config''s rounding makes it whole.');
+  end if;
+end
+$$;
+
+-- A time as JSON tells it, by ISO 8601 with an offset or Z; null where it is none.
+create or replace function ducto_private.to_time(p_time text) returns timestamptz
+language plpgsql immutable parallel safe
+as $$
+begin
+  if p_time ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' then
+    return p_time::timestamptz;
+  end if;
+  return null;
+exception when datetime_field_overflow or invalid_datetime_format then
+  return null;
+end
+$$;
+
 create or replace function ducto_private.check_choice(p_value text, p_choices text[], p_argument text) returns void
 language plpgsql stable parallel safe
 as $$

@@ -1,4 +1,4 @@
--- What formulas call, and how a usage that has no price is told.
+-- What formulas call, and the errors of a usage that has no price.
 
 -- The whole number at or below the exact quotient; floor(a / b) would round the quotient first.
 create or replace function ducto_private.floor_divide(p_left numeric, p_right numeric) returns numeric
@@ -40,8 +40,8 @@ begin
 end
 $$;
 
--- The known name most like a misspelt one: at least half of their letters and pairs of letters are the same, once what
--- providers call a kind of token has our word for it. Or null.
+-- The known name most like a misspelt one, or null: at least half of the letters and pairs of letters of both are the same,
+-- after the providers' words for kinds of tokens are replaced by ours.
 create or replace function ducto_private.nearest(p_name text, p_known text[]) returns text
 language sql stable parallel safe
 as $$

@@ -24,6 +24,26 @@ begin
 end
 $$;
 
+-- The version that was active at a time gone by. What was recorded later did not price then.
+create or replace function ducto_private.version_at(p_time timestamptz) returns integer
+language plpgsql stable
+as $$
+declare
+  v_version constant integer := (
+    select a.version
+    from ducto_private.activations as a
+    where greatest(a.starts_at, a.recorded_at) <= p_time and a.withdrawn_at is null
+    order by a.activation_id desc
+    limit 1);
+begin
+  if v_version is null then
+    perform ducto_private.invalid(format('p_occurred_at: no pricing version was active at %s', p_time),
+      'Leave it out for what happened before the first activation.');
+  end if;
+  return v_version;
+end
+$$;
+
 -- The terms of a version (null: of the one active at p_now) for accounts on a plan, null for none.
 create or replace function ducto_private.find_terms(p_version integer, p_plan text, p_now timestamptz) returns ducto_private.terms
 language plpgsql stable
@@ -89,7 +109,7 @@ begin
 end
 $$;
 
--- The way to a formula for sessions that have not yet heard of its branch in evaluate().
+-- Calls a formula for which the session's evaluate() has no branch yet, because another session has just published it.
 create or replace function ducto_private.evaluate_by_name(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) returns numeric
 language plpgsql stable
 as $$
@@ -183,7 +203,7 @@ declare
 begin
   while v_start = 1 or v_start > 1 and starts_with(p_alias, '*') loop
     v_rest := substr(p_name, v_start + length(v_alias));
-    if case when p_target = '*' then v_rest <> '' else v_rest = '' or ducto_private.allows_rest(p_match, v_rest) end then
+    if p_target = '*' and v_rest <> '' or p_target <> '*' and (v_rest = '' or ducto_private.allows_rest(p_match, v_rest)) then
       return v_rest;
     end if;
     v_next := strpos(substr(v_name, v_start + 1), v_alias);
@@ -276,38 +296,21 @@ begin
 end
 $$;
 
--- That no count of a usage is above the one that it is a part of.
-create or replace function ducto_private.check_parts(p_usage jsonb, p_cached text) returns void
+-- The first count of a usage that is above the one that it is a part of, in words; null where each fits.
+create or replace function ducto_private.misfit(p_terms ducto_private.terms, p_usage jsonb) returns text
 language plpgsql stable parallel safe
 as $$
-declare
-  v_part text;
-  v_whole text;
-  v_count numeric;
-  v_most numeric;
 begin
-  select w.part, w.whole, c.count, coalesce((p_usage -> w.whole)::numeric, 0)
-  into v_part, v_whole, v_count, v_most
-  from (values
-    ('cache_read_tokens', 'input_tokens', false), ('cache_write_tokens', 'input_tokens', false),
-    ('cache_write_1h_tokens', 'cache_write_tokens', true), ('input_audio_tokens', 'input_tokens', true),
-    ('input_image_tokens', 'input_tokens', true), ('input_video_tokens', 'input_tokens', true),
-    ('cache_audio_read_tokens', 'cache_read_tokens', true), ('cache_audio_read_tokens', 'input_audio_tokens', false),
-    ('reasoning_tokens', 'output_tokens', true), ('output_audio_tokens', 'output_tokens', true),
-    ('output_image_tokens', 'output_tokens', true), ('cache_read_tokens + cache_write_tokens', 'input_tokens', false)
-  ) as w (part, whole, beside_too)
-  cross join lateral (
-    select case when w.part like '% + %'
-      then coalesce((p_usage -> 'cache_read_tokens')::numeric, 0) + coalesce((p_usage -> 'cache_write_tokens')::numeric, 0)
-      else (p_usage -> w.part)::numeric end
-  ) as c (count)
-  where (w.beside_too or p_cached = 'inside') and c.count > coalesce((p_usage -> w.whole)::numeric, 0)
-  limit 1;
-  if found then
-    perform ducto_private.invalid(
-      format('%s is %s, more than the %s %s that it is a part of', v_part, v_count, v_most, v_whole),
-      'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.');
-  end if;
+  return (
+    select format('%s is %s, more than the %s %s that it is a part of', w.part, c.count, coalesce((p_usage -> w.whole)::numeric, 0), w.whole)
+    from unnest(p_terms.parts, p_terms.wholes) as w (part, whole)
+    cross join lateral (
+      select case when strpos(w.part, ' + ') > 0
+        then coalesce((p_usage -> split_part(w.part, ' + ', 1))::numeric, 0) + coalesce((p_usage -> split_part(w.part, ' + ', 2))::numeric, 0)
+        else (p_usage -> w.part)::numeric end
+    ) as c (count)
+    where c.count > coalesce((p_usage -> w.whole)::numeric, 0)
+    limit 1);
 end
 $$;
 
@@ -382,7 +385,10 @@ begin
   if p_usage - p_terms.fields <> '{}' and p_hold_model is null then
     perform ducto_private.unknown_metric(p_usage, p_terms.fields);
   end if;
-  perform ducto_private.check_parts(p_usage, p_terms.cached);
+  perform ducto_private.invalid(m.misfit,
+    'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.')
+  from ducto_private.misfit(p_terms, p_usage) as m (misfit)
+  where m.misfit is not null;
   v_quote.version := p_terms.version;
   v_quote.plan_id := nullif(p_terms.plan_id, '');
 
@@ -401,7 +407,7 @@ begin
   v_quote.model_credits := 0;
   if v_price.key is not null then
     v_path := v_price.section || '.' || v_price.key;
-    v_quote.model_credits := ducto_private.part(v_price, p_usage, p_terms.factor);
+    v_quote.model_credits := ducto_private.price_part(v_price, p_usage, p_terms.factor);
     v_most := v_quote.model_credits;
     v_covers := v_covers || v_price.covers;
     if v_quote.model_credits < 0 then
@@ -441,7 +447,7 @@ begin
     loop
       continue when v_tool.calls = 0;
       v_price := v_tool.price;
-      v_part := ducto_private.part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
+      v_part := ducto_private.price_part(v_price, p_usage || jsonb_build_object('tool_calls', v_tool.calls), p_terms.factor);
       v_quote.tool_credits := v_quote.tool_credits + v_part;
       v_covers := v_covers || v_price.covers;
       if v_part > v_most then
@@ -463,7 +469,7 @@ begin
     where p.version = p_terms.version and (p.section, p.key) in (('search', 'costs'), ('cache', 'discount'))
     order by p.section desc
   loop
-    v_part := ducto_private.part(v_price, p_usage, p_terms.factor);
+    v_part := ducto_private.price_part(v_price, p_usage, p_terms.factor);
     if v_part > v_most then
       v_most := v_part;
       v_path := v_price.section || '.' || v_price.key;
@@ -495,13 +501,10 @@ begin
         using errcode = 'DU008', hint = 'Name it in a formula of the config, or list it under free.';
     end if;
     v_quote.warnings := v_quote.warnings || '{unpriced_usage}'::text[];
+    if p_hold_model is not null then
+      v_quote.price_error := format('no formula of this price names %s', v_missing);
+    end if;
   end if;
-  if v_model not in ('', 'none') and v_job is null and 'requests' <> all (v_covers)
-    and not p_usage @? 'strict $.keyvalue() ? (@.value.type() == "number" && @.value > 0 || @.value.type() == "array" || @.key == "unread")'
-  then
-    v_quote.warnings := v_quote.warnings || '{no_usage}'::text[];
-  end if;
-
   v_quote.fixed_credits := 0;
   if v_job is not null then
     v_quote.fixed_credits := ducto_private.job_price(p_terms.version, v_job);
@@ -514,11 +517,17 @@ begin
   if v_quote.cost > 9223372036854775807 then
     perform ducto_private.cost_beyond_bigint(v_path);
   end if;
+  if v_model not in ('', 'none') and 'requests' <> all (v_covers) and (v_quote.cost = 0 or p_usage - 'model' = '{}')
+    and not (p_usage - 'model' - 'provider_cost') @? 'strict $.* ? (@.type() <> "number" || @ > 0)'
+  then
+    v_quote.warnings := v_quote.warnings || '{no_usage}'::text[];
+  end if;
   return v_quote;
 end
 $$;
 
-create or replace function ducto.calculate_cost(p_metrics jsonb, p_user_id text default null, p_version integer default null)
+create or replace function ducto.calculate_cost(
+  p_metrics jsonb, p_user_id text default null, p_version integer default null, p_plan_id text default null)
 returns ducto.cost_breakdown
 language plpgsql stable
 as $$
@@ -540,6 +549,17 @@ begin
       v_terms := ducto_private.find_terms(p_version, null, v_now);
       v_plan := v_terms.default_plan;
     end if;
+  end if;
+  if p_plan_id is not null then
+    v_terms := ducto_private.find_terms(p_version, null, v_now);
+    if not exists (
+      select from ducto_private.terms as t
+      where t.version = v_terms.version and t.own_version = t.version and t.plan_id = p_plan_id and p_plan_id <> '')
+    then
+      perform ducto_private.invalid(format('version %s has no plan %s', v_terms.version, left(p_plan_id, 100)),
+        'p_plan_id is a key of the config''s plans; leave it out for the account''s own, or none.');
+    end if;
+    v_plan := p_plan_id;
   end if;
   if v_terms.version is null or v_plan is not null then
     v_terms := ducto_private.find_terms(coalesce(p_version, v_terms.version), v_plan, v_now);
@@ -563,7 +583,7 @@ comment on function ducto.calculate_cost is
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Publishing and activating
 
--- When each activation ends, once one was added or taken back.
+-- Sets when each activation ends, after one was added or taken back.
 create or replace function ducto_private.end_activations() returns void
 language plpgsql volatile
 as $$
@@ -646,13 +666,13 @@ begin
     from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
   ), shared as (
     select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
-      t.covers, t.match, t.aliases, t.unpriced, t.cached,
+      t.covers, t.match, t.aliases, t.unpriced, t.cached, t.parts, t.wholes,
       t.default_plan
     from ducto_private.terms as t
     where t.plan_id = '' and t.version < p_version
     union all
     select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.fields,
-      g.covers, g.match, g.aliases, g.unpriced, g.cached,
+      g.covers, g.match, g.aliases, g.unpriced, g.cached, g.parts, g.wholes,
       g.default_plan
     from given as g
     where g.plan_id = ''
@@ -672,10 +692,10 @@ begin
   )
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
     min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, covers, match, aliases,
-    unpriced, cached, default_plan)
+    unpriced, cached, parts, wholes, default_plan)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.features, p.plan_factor, p.overrides,
     l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
-    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.default_plan
+    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.parts, l.wholes, l.default_plan
   from plans as p
   join shared as l on l.version = p.version;
 end

@@ -1,9 +1,9 @@
--- Accounts: opening, the writer of the ledger, periods, and what has expired.
+-- Accounts: opening, ledger rows other than charges, allowance periods, and expiry.
 --
--- Whoever changes an account locks its row, decides, and writes last, so that a refusal needs no rollback. Charges and holds
--- write by themselves (spend()); every other row of the ledger is written by post().
+-- Whoever changes an account locks its row, decides, and writes last, so that a refusal needs no rollback. spend() writes
+-- charges; every other row of the ledger is written by post().
 
--- Puts an event into the outbox. Only edges are events: a charge that crosses none writes none.
+-- Puts an event into the outbox. Events mark a change of state, so most charges write none.
 create or replace function ducto_private.emit(p_account_id text, p_type text, p_payload jsonb, p_now timestamptz) returns void
 language plpgsql volatile
 as $$
@@ -13,7 +13,7 @@ begin
 end
 $$;
 
--- Tells of a debit that took the balance below zero, or down to the low balance.
+-- Writes the events of a debit that took the balance below zero, or down to the low balance.
 create or replace function ducto_private.emit_balance_events(
   p_account_id text, p_before bigint, p_after bigint, p_low_balance bigint, p_now timestamptz) returns void
 language plpgsql volatile
@@ -149,8 +149,7 @@ begin
 end
 $$;
 
--- Locks an account, opening it first where it is unknown: for the calls that may open one. changed_at of its answer is the
--- time of the call.
+-- Locks an account, opening it first where it is unknown. In the row that it returns, changed_at is the time of the call.
 create or replace function ducto_private.lock_or_open(p_account_id text) returns ducto_private.accounts
 language plpgsql volatile
 as $$
@@ -179,7 +178,7 @@ begin
 end
 $$;
 
--- The first instant with this local time or a later one, also where midnight happens twice or never.
+-- The first instant whose local time is p_local or later, also where midnight happens twice or never.
 create or replace function ducto_private.first_instant(p_local timestamp, p_zone text) returns timestamptz
 language plpgsql stable
 as $$
@@ -194,7 +193,7 @@ begin
 end
 $$;
 
--- An account with the allowance period of p_now begun.
+-- An account in the allowance period of p_now: begins the period where the account's row is of an earlier one.
 create or replace function ducto_private.roll_allowance(p_account ducto_private.accounts, p_now timestamptz, p_zone text)
 returns ducto_private.accounts
 language plpgsql stable
@@ -212,7 +211,7 @@ begin
 end
 $$;
 
--- What a plan's allowance of the period of p_now still pays.
+-- The credits left of a plan's allowance in the period of p_now.
 create or replace function ducto_private.allowance_left(
   p_account ducto_private.accounts, p_terms ducto_private.terms, p_now timestamptz) returns bigint
 language plpgsql stable
@@ -226,7 +225,8 @@ begin
 end
 $$;
 
--- Whether something of an account expired by p_now that its row still counts. spend() asks the same in place.
+-- Whether the account's row still counts a hold or lot that has expired by p_now. spend() has a copy of this rule in place of
+-- a call.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language plpgsql immutable
 as $$
@@ -235,7 +235,7 @@ begin
 end
 $$;
 
--- An account as it stands at p_now, what has expired dropped. Whoever then writes calls write_expiry() first.
+-- An account as it stands at p_now, without what has expired. Nothing is written: who goes on to write calls write_expiry().
 create or replace function ducto_private.without_expired(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql stable
@@ -261,8 +261,8 @@ begin
 end
 $$;
 
--- Records what has expired of an account by p_now: its holds, and of its lots a row for each moment at which some credits
--- were due, or no longer kept for a hold. Returns the number of rows.
+-- Records what has expired of an account by p_now: its holds, and a row of the ledger for each step of its lots' expiry.
+-- Returns the number of these rows.
 create or replace function ducto_private.write_expiry(p_account_id text, p_now timestamptz) returns integer
 language plpgsql volatile
 as $$
@@ -275,7 +275,7 @@ declare
   v_id uuid;
 begin
   update ducto_private.holds as r
-  set status = 'expired', held = 0, ended_at = r.expires_at
+  set status = 'expired', ended_at = r.expires_at
   where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now;
   foreach v_step in array v_steps loop
     v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_refers_to => v_step.transaction_id,
@@ -297,7 +297,7 @@ begin
 end
 $$;
 
--- For calls that change an account whatever has expired: records it, and answers the account as it stands.
+-- Records what has expired, if anything has, and returns the account as it then stands.
 create or replace function ducto_private.expire(p_account ducto_private.accounts, p_now timestamptz)
 returns ducto_private.accounts
 language plpgsql volatile

@@ -1,11 +1,11 @@
--- Lots: credits that expire. Those that don't are the balance less what is in lots.
+-- Lots: credits that expire. Credits without expiry are the balance less what is in lots.
 --
--- A due lot expires by predicate, but for what active holds taken before its expiry hold: that is kept for them. Reads
--- drop what is due, the next call that changes the account writes it, and so does the sweep.
+-- A lot is due from its expires_at on. What active holds taken before then hold is kept for them; the rest has expired, and
+-- no read counts it, whether or not it was recorded. The next call that changes the account records it, and so does the sweep.
 
--- An account's due lots and what of each expires at p_now. In order of expiry, with R the sum of the remainders up to a
--- lot and H what active holds taken before its expiry hold, the lots up to it keep min(R of the lots before + …, H): of
--- all of them together the greatest R - H so far has expired.
+-- An account's due lots and what of each has expired by p_now. Let R be the sum of the remainders of the due lots up to and
+-- including a lot, in order of expiry, and H what active holds taken before its expiry hold. These lots together keep no more
+-- than H, so at least R - H of them has expired; since an earlier lot's loss counts too, it is the greatest R - H so far.
 create or replace function ducto_private.due_lots(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language plpgsql stable
 as $$
@@ -28,9 +28,9 @@ begin
 end
 $$;
 
--- What of each lot expired at which moment up to p_now, and is not yet recorded. A moment is when a lot was due, or when a
--- hold ended that had kept it. Every change of an account records what is due before; what is not recorded by then was let
--- go by that change itself.
+-- The steps of expiry up to p_now that are not yet recorded: how much of which lot expired when. A step is when a lot was due,
+-- or when a hold ended for which it was kept. Each change of an account records what was due before it, so the first step is
+-- the account's last change, which may itself have ended a hold.
 create or replace function ducto_private.expiry_steps(p_account_id text, p_now timestamptz) returns setof ducto_private.due_lot
 language plpgsql stable
 as $$
@@ -63,7 +63,7 @@ begin
 end
 $$;
 
--- What an account's due lots keep for holds, once write_expiry() has run.
+-- What an account's due lots keep for holds: all that remains in them once write_expiry() has run.
 create or replace function ducto_private.kept_for_holds(p_account_id text, p_now timestamptz) returns bigint
 language plpgsql stable
 as $$
@@ -75,8 +75,8 @@ begin
 end
 $$;
 
--- Takes up to p_amount from the lots that expire after p_after and not after p_until: p_first before all, then the one that
--- expires soonest. Returns what it took.
+-- Takes up to p_amount from the lots that expire after p_after and no later than p_until: from the lot p_first first, then in
+-- order of expiry. Returns what it took. p_id is the row of the ledger for which it is taken, here and below.
 create or replace function ducto_private.take_lots(
   p_account_id text, p_id uuid, p_amount bigint, p_after timestamptz, p_until timestamptz, p_first uuid)
 returns bigint
@@ -111,7 +111,7 @@ begin
 end
 $$;
 
--- Counts an account's lots anew.
+-- Brings the account's row up to date with its lots.
 create or replace function ducto_private.count_lots(p_account_id text, p_now timestamptz) returns void
 language plpgsql volatile
 as $$
@@ -127,8 +127,8 @@ begin
 end
 $$;
 
--- Takes a debit from an account's lots as far as they go: at most p_held of it from due ones, kept for a hold taken at
--- p_held_since, the rest from those not yet due, p_first before all.
+-- Takes a debit from an account's lots as far as they go. The settlement of a hold of p_held credits, taken at p_held_since,
+-- first takes what due lots kept for it; then come the lots that are not yet due, p_first before the others.
 create or replace function ducto_private.debit_lots(
   p_account_id text,
   p_now timestamptz,
@@ -166,8 +166,9 @@ begin
 end
 $$;
 
--- Gives a refund's credits back to the lots from which its charge took them, the last one first: in all refunds p_upto, now
--- at most p_left. What belongs to lots that are due by now becomes a lot of 720 hours.
+-- Gives a refund's credits back to the lots from which its charge took them, the last lot first. p_upto is what all refunds of
+-- the charge together give back to lots, p_left the most that this one may. Credits of lots that are due by now become a new
+-- lot of 720 hours.
 create or replace function ducto_private.restore_lots(
   p_account_id text, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
 returns void
@@ -190,7 +191,8 @@ begin
     join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
     where e.transaction_id = p_charge_id and e.account_id = p_account_id
   ), given as (
-    -- What a removal of the lot's grant took elsewhere in its place comes back there, as credits that do not expire.
+    -- A removal of the lot's grant took other credits, where this lot had none left. So much of the refund replaces those, as
+    -- credits that do not expire.
     select t.lot_id, t.expires_at > p_now as open, p.part, greatest(0, least(p.part, a.room))::bigint as amount
     from taken as t
     cross join lateral (
@@ -259,7 +261,7 @@ begin
     where l.remainder > 0 and l.expires_at <= v_now
     order by l.expires_at
   loop
-    -- All may be kept for holds, or an earlier lot of the account have brought us here before.
+    -- Nothing has expired where all is kept for holds, or where an earlier lot of the same account led here already.
     continue when not exists (select from ducto_private.due_lots(v_account_id, v_now) as d where d.expired > 0);
     select a.*
     into v_account

@@ -1,7 +1,7 @@
 -- Caps: bounds on the credits debited from a balance in a local day or month, of an account or of a member of a team.
 --
--- What was spent stands on the cap's own row, for the window that the row names; in a new window it is counted from the
--- ledger once, which finds next to nothing, and a charge never sums its history.
+-- What was spent stands in the cap's own row, for the window that the row names. The first charge in a new window counts it
+-- from the ledger, which has next to nothing in that window yet; so no charge sums its history.
 
 -- The first local date of the day or month in which p_now lies; null for a lifetime.
 create or replace function ducto_private.window_date(p_period text, p_now timestamptz, p_zone text) returns date
@@ -22,8 +22,8 @@ begin
 end
 $$;
 
--- What the window that begins on p_first has debited so far, net of refunds of its charges. Three hours from its ends no
--- clock is put back to another day.
+-- What was debited in the window that begins on p_first, net of refunds of its charges. Only within three hours of the window's
+-- ends can a clock that is put back make the local date ambiguous, so only there each row's date is asked.
 create or replace function ducto_private.window_spent(
   p_account_id text, p_period text, p_first date, p_zone text, p_model text, p_member_id text) returns numeric
 language plpgsql stable
@@ -48,7 +48,7 @@ begin
 end
 $$;
 
--- An account's caps on all models and on those named (null: on any), in the window of p_now.
+-- An account's caps on p_models ('' names the caps on all models; null gives every cap), with what the window of p_now spent.
 create or replace function ducto_private.current_caps(p_account_id text, p_now timestamptz, p_zone text, p_models text[])
 returns setof ducto_private.spend_caps
 language plpgsql stable
@@ -132,8 +132,8 @@ begin
 end
 $$;
 
--- Counts a debit (0: a hold) in the caps that check_caps() found, and tells of those that it reaches or exceeds. Whether it
--- exceeds any is what it returns.
+-- Counts a debit (of a hold 0) in the caps that check_caps() found, and writes the events of those that it reaches or exceeds.
+-- Returns whether it exceeds any.
 create or replace function ducto_private.debit_caps(p_check ducto_private.caps_check, p_debit bigint, p_now timestamptz)
 returns boolean
 language plpgsql volatile
@@ -215,8 +215,7 @@ begin
 end
 $$;
 
--- Counts a member's debit, or a refund of one (negative) that was made at p_at. Whether it went beyond the member's cap is what it
--- returns.
+-- Counts a member's debit of the time p_at, or (negative) a refund of it. Returns whether it went beyond the member's cap.
 create or replace function ducto_private.debit_member(
   p_member ducto_private.team_members, p_now timestamptz, p_zone text, p_debit bigint, p_at timestamptz)
 returns boolean
@@ -236,7 +235,7 @@ begin
 end
 $$;
 
--- A cap as current_caps() sees it.
+-- The answer for a cap of current_caps().
 create or replace function ducto_private.cap_answer(p_cap ducto_private.spend_caps, p_revision bigint, p_zone text)
 returns ducto.spend_cap
 language plpgsql stable

@@ -138,7 +138,7 @@ begin
     if coalesce(v_grant.type, '') not in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment') then
       return ducto_private.credits_refusal('transaction_not_found', v_account);
     end if;
-    -- What is due is gone for a removal, whether it has expired or is kept for a hold.
+    -- A removal cannot take what is due, whether it has expired or is kept for a hold.
     select coalesce(-sum(t.amount), 0) + (
       select coalesce(sum(l.remainder), 0)
       from ducto_private.due_lots(p_user_id, v_now) as l
@@ -202,14 +202,15 @@ declare
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   if v_account.account_id is null then
-    return row(p_user_id, 0, 0, case when p_at is null then 0 end, case when p_at is null then 0 end, 0, 0, null)::ducto.balance_result;
+    return row(p_user_id, 0, 0, case when p_at is null then 0 end, case when p_at is null then 0 end, 0, 0, null)
+      ::ducto.balance_result;
   end if;
   v_answer := ducto_private.balance_answer(v_account);
   if p_at is not null then
     v_seq := ducto_private.seq_at(p_user_id, p_at);
     v_answer.reserved := null;
     v_answer.available := null;
-    -- Credits are gone from the moment they were due, recorded then, later, or not yet.
+    -- Credits are gone from the moment they were due, even where that was recorded later or is not yet.
     v_answer.balance := coalesce((
       select t.balance_after
       from ducto_private.transactions as t

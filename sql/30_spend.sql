@@ -1,17 +1,19 @@
 -- The one road of all that claims or takes credits: holds, extensions, charges and settlements.
 --
 -- spend() loads an account under its lock, decides on variables, and writes last, so that a refusal leaves no trace. PL/pgSQL
--- prepares each expression anew in each transaction, and a charge is one: hence few of them, and none that the account
--- does not use.
+-- prepares each expression anew in each transaction, and a charge is usually one. So there are few expressions here, none
+-- that the account does not use, and two small rules stand in place of a call. For the same reason the RPCs build their
+-- requests by position: see the type ducto_private.request.
 
--- What makes two holds, extensions or charges the same request; zeros in a usage say nothing, and nulls are not in it.
+-- A hash of what makes two holds, extensions or charges the same request. Counts of zero are left out, as nulls were before.
 create or replace function ducto_private.fingerprint(p_request ducto_private.request) returns bigint
 language plpgsql immutable
 as $$
 begin
   return jsonb_hash_extended(jsonb_build_array(p_request.call,
     jsonb_path_query_array(p_request.usage, '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)'), p_request.amount, p_request.model,
-    lower(p_request.hold_id), p_request.final, p_request.member_id, p_request.operation_type), 0);
+    lower(p_request.hold_id), p_request.final, p_request.member_id, p_request.operation_type)
+    || coalesce(to_jsonb(p_request.occurred_at at time zone 'UTC'), '[]'), 0);
 end
 $$;
 
@@ -89,29 +91,59 @@ begin
 end
 $$;
 
--- The price of what no composed price covers: a known amount, of which only the model's key is asked, a job, or any usage.
-create or replace function ducto_private.price_request(p_request ducto_private.request, p_terms ducto_private.terms)
-returns ducto_private.quote
+-- The price of what no composed price covers: a known amount, of which only the model's key is asked, a job, or any usage. At a
+-- settlement p_hold_model is the hold's model, '' for none. Usage of an earlier time has the price of that time.
+create or replace function ducto_private.price_request(
+  p_request ducto_private.request, p_terms ducto_private.terms, p_hold_model text, p_now timestamptz) returns ducto_private.quote
 language plpgsql stable
 as $$
 declare
   v_quote ducto_private.quote;
 begin
+  if p_request.occurred_at is not null then
+    if p_request.occurred_at < p_now - interval '90 days' or p_request.occurred_at > p_now + interval '5 minutes' then
+      perform ducto_private.invalid(
+        format('p_occurred_at must be within the last 90 days, not %s', p_request.occurred_at),
+        format('It is %s now; leave it out for what happened just now.', p_now));
+    elsif p_hold_model is null and p_request.occurred_at < p_now then
+      p_terms := ducto_private.find_terms(ducto_private.version_at(p_request.occurred_at), p_terms.plan_id, p_now);
+    end if;
+  end if;
   if p_request.amount is not null then
     v_quote.cost := p_request.amount;
     if p_request.model is not null then
-      v_quote.resolved_model := (ducto_private.find_model(p_terms, p_request.model)).key;
+      v_quote.resolved_model := nullif((ducto_private.find_model(p_terms, p_request.model)).key, '_default');
     end if;
   elsif p_request.job is not null then
     v_quote.cost := ducto_private.job_price(p_terms.version, p_request.job);
+    v_quote.version := p_terms.version;
   else
-    v_quote := ducto_private.price(p_terms, p_request.usage);
+    v_quote := ducto_private.price(p_terms, p_request.usage, p_hold_model);
   end if;
   return v_quote;
 end
 $$;
 
--- The refusal that misuse is in a batch; null for what fails the whole batch.
+-- The event of a settlement whose usage has no price: once an account, version, reason and local day.
+create or replace function ducto_private.tell_unpriced(
+  p_account_id text, p_transaction_id uuid, p_terms ducto_private.terms, p_reason text, p_now timestamptz) returns void
+language plpgsql volatile
+as $$
+begin
+  if not exists (
+    select
+    from ducto_private.transaction_details as d
+    join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+    where d.account_id = p_account_id and d.price_error = p_reason and t.pricing_version = p_terms.version
+      and (t.created_at at time zone p_terms.timezone)::date = (p_now at time zone p_terms.timezone)::date)
+  then
+    perform ducto_private.emit(p_account_id, 'settlement_unpriced',
+      jsonb_build_object('transaction_id', p_transaction_id, 'pricing_version', p_terms.version, 'reason', p_reason), p_now);
+  end if;
+end
+$$;
+
+-- The error that a batch answers where the single call would raise; null for what fails the whole batch.
 create or replace function ducto_private.batch_error(p_sqlstate text) returns text
 language plpgsql immutable
 as $$
@@ -122,11 +154,13 @@ begin
     when 'DU003' then 'unknown_model'
     when 'DU004' then 'unknown_job'
     when 'DU005' then 'unknown_metric'
-    when 'DU006' then 'formula_error' end;
+    when 'DU006' then 'formula_error'
+    when 'DU008' then 'unpriced_usage'
+    when 'DU009' then 'negative_price' end;
 end
 $$;
 
--- What is asked of one account, in order; charges and holds are answered in the same order, each as if it were asked alone.
+-- Serves requests on one account, in order, each as if it were the only one. Charges and holds are answered in that order.
 create or replace function ducto_private.spend(p_account_id text, p_requests ducto_private.request[]) returns ducto_private.answers
 language plpgsql volatile
 as $$
@@ -213,15 +247,17 @@ begin
       begin
         <<decide>>
         begin
-          if v_request.batched and v_request.error is not null then
+          if v_request.error is not null then
             v_error := v_request.error;
             exit decide;
           end if;
-          -- Misuse. A usage of a model in whole counts, and no free texts, needs no further look.
+          -- Misuse. A usage of a model in whole counts, with a plain key and no metadata, is known to be sound without a call.
           if (v_request.metadata is null and v_request.model is null
-            and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~' and octet_length(v_request.key) < 256)
-            and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256 and pg_column_size(v_request.usage) < 16384
-            and not (v_request.usage - 'model') @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
+            and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
+              and octet_length(v_request.key) < 256)
+            and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
+            and pg_column_size(v_request.usage) < 16384 and not (v_request.usage - 'model')
+              @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
             is not true
           then
             begin
@@ -286,7 +322,7 @@ begin
               v_request.min_balance := v_hold.min_balance;
               v_model := v_hold.model;
             elsif v_hold.settled_by is not null and v_request.key is null and v_request.final then
-              -- The end of a hold is the key of the keyless call that ended it.
+              -- A call without a key that ends a hold is repeated by the hold's id.
               v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_request, v_account);
               continue requests;
             elsif v_hold.status in ('settled', 'released') then
@@ -303,15 +339,16 @@ begin
             into v_member
             from ducto_private.team_members as m
             where m.account_id = p_account_id and m.user_id = v_member_id;
-            if v_admits and (v_member.user_id is null or v_member.left_at is not null) and (v_request.action <> 'extend' or v_request.amount > 0)
+            if v_admits and (v_member.user_id is null or v_member.left_at is not null)
+              and (v_request.action <> 'extend' or v_request.amount > 0)
             then
               v_error := 'not_a_member';
               exit decide;
             end if;
           end if;
 
-          -- The price: which version, its terms and its price of the model, which never change. In a batch those of the element
-          -- before serve as long as the model stays. What a composed price does not cover is priced part by part.
+          -- The price: the version, its terms and its price of the model. These are rows that never change, so in a batch an
+          -- element of the same model takes those of the element before. What no composed price covers is priced part by part.
           if (v_reusable and v_priced = v_model and v_version is null) is not true then
             if v_is_new then
               v_version := v_new_terms.version;
@@ -331,21 +368,25 @@ begin
             where p.version = v_version and p.section = 'models' and p.key <= v_model
             order by p.key desc
             limit 1;
-            -- serves(), in place
-            if (v_price.key = v_model or v_price.key <> '_default' and starts_with(v_model, v_price.key)
-              and strpos('-@:/_', substr(v_model, length(v_price.key) + 1, 1)) > 0) is not true
-            then
-              v_price.composed_id := case when v_price.prefixes is null then v_terms.default_id end;
-              v_price.composed_rates := v_terms.default_rates;
-              v_price.key := null;
+            if v_request.usage is not null and (v_price.key = v_model and v_terms.overrides is null) is not true then
+              v_price := ducto_private.find_model(v_terms, v_model);
+              if v_price.key = '_default' and v_model <> '_default' then
+                v_price.key := null;
+              end if;
             end if;
             if v_request.batched then
               v_priced := v_model;
               v_reusable := v_admits;
             end if;
           end if;
-          if v_price.composed_id is not null and v_terms.overrides is null and v_request.usage - v_terms.fields = '{}' then
-            v_cost := greatest(0, ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor);
+          if v_price.composed_id is not null and v_request.usage - v_price.covers - v_terms.covers = '{}'
+            and v_request.occurred_at is null and (v_request.usage - 'model' <> '{}' or 'requests' = any (v_price.covers))
+            and (not v_request.usage ?| v_terms.parts or ducto_private.misfit(v_terms, v_request.usage) is null)
+          then
+            v_cost := ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor;
+            if v_cost <= 0 then
+              v_cost := case when v_request.usage @? 'strict $.* ? (@ > 0)' then 0 end;
+            end if;
           end if;
           if v_cost is null or v_cost > 9223372036854775807 then
             v_reusable := false;
@@ -353,12 +394,21 @@ begin
               v_terms := ducto_private.find_terms(null, v_plan, v_now);
             end if;
             begin
-              v_quote := ducto_private.price_request(v_request, v_terms);
+              v_quote := ducto_private.price_request(v_request, v_terms, case when not v_admits then coalesce(v_hold.model, '') end,
+                v_now);
               v_cost := v_quote.cost;
               v_price.key := case v_request.action when 'extend' then v_hold.resolved_model else v_quote.resolved_model end;
+              v_warnings := v_quote.warnings;
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
-              if not v_request.batched or v_error is null then
+              if v_error is not null and not v_admits then
+                -- The work is done: what has no price is charged as it was held, and a part of it at the end.
+                v_error := null;
+                v_quote.price_error := sqlerrm;
+                v_cost := case when v_request.final then v_hold.held else 0 end;
+                v_price.key := null;
+                v_warnings := '{priced_by_hold}';
+              elsif not v_request.batched or v_error is null then
                 raise;
               end if;
             end;
@@ -392,8 +442,8 @@ begin
           -- Caps, the member's cap, and funds
           if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
-              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key], v_account.held,
-                v_amount, v_left, v_debit, v_admits);
+              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key],
+                v_account.held, v_amount, v_left, v_debit, v_admits);
             end if;
             v_error := case
               when v_check.denied then 'spend_cap_exceeded'
@@ -409,7 +459,8 @@ begin
               or v_account.balance - v_amount < coalesce(v_request.min_balance, v_terms.min_balance)
             then
               if v_amount > 0 and v_account.held::numeric + v_amount - v_left > greatest(0, v_account.balance::numeric
-                + v_account.credit_limit - coalesce(v_request.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
+                + v_account.credit_limit
+                - coalesce(v_request.min_balance, case v_account.kind when 'team' then 0 else v_terms.min_balance end))
               then
                 v_error := 'insufficient_credits';
                 exit decide;
@@ -419,7 +470,7 @@ begin
             end if;
           else
             if v_held is null then
-              v_warnings := '{reservation_expired}';
+              v_warnings := v_warnings || '{reservation_expired}'::text[];
             end if;
             -- Above the held amount: all of the account that other holds do not claim, then debt or a refusal.
             if v_amount > coalesce(v_held, 0) then
@@ -471,7 +522,9 @@ begin
             if (v_debit > 0 or v_check.has_event) and ducto_private.debit_caps(v_check, v_debit, v_now) then
               v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
             end if;
-            if v_request.action = 'charge' and v_member_id is not null and ducto_private.debit_member(v_member, v_now, v_terms.timezone, v_debit, v_now) then
+            if v_request.action = 'charge' and v_member_id is not null
+              and ducto_private.debit_member(v_member, v_now, v_terms.timezone, v_debit, v_now)
+            then
               v_warnings := v_warnings || '{member_cap_exceeded}'::text[];
             end if;
           end if;
@@ -481,7 +534,8 @@ begin
               insert into ducto_private.holds (account_id, member_id, held, created_at, expires_at, min_balance, pricing_version,
                 plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
               values (p_account_id, v_member_id, v_amount, v_now, v_now + make_interval(secs => v_request.ttl_seconds), v_request.min_balance,
-                v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage, v_request.metadata, v_request.key)
+                v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage,
+                v_request.metadata, v_request.key)
               returning hold_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
               v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
                 else v_hold.expires_at end;
@@ -516,9 +570,10 @@ begin
             pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, member_id, hold_id,
             idempotency_key, metadata)
           values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
-            v_fingerprint, v_terms.version, p_account_id, 'usage',
+            v_fingerprint, coalesce(v_quote.version, v_terms.version), p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id, v_request.key, v_request.metadata)
+            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
+            v_request.key, v_request.metadata)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
@@ -526,10 +581,15 @@ begin
           end if;
           v_charges := v_charges || row(v_id, coalesce(v_member_id, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
             v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
-          if not v_admits or v_warnings is not null or v_account.lots > 0 then
-            if v_shortfall > 0 or v_warnings is not null then
-              insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings)
-              values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings);
+          if not v_admits or v_warnings is not null or v_account.lots > 0 or v_request.occurred_at is not null then
+            if v_quote.price_error is not null then
+              perform ducto_private.tell_unpriced(p_account_id, v_id, v_terms, v_quote.price_error, v_now);
+            end if;
+            if v_shortfall > 0 or v_warnings is not null or v_request.occurred_at is not null then
+              insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings,
+                occurred_at, rounding, price_error)
+              values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings, v_request.occurred_at,
+                case when v_quote.version <> v_terms.version then v_terms.rounding end, v_quote.price_error);
             end if;
             if v_account.lots > 0 and v_debit > 0 then
               perform ducto_private.debit_lots(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
@@ -551,7 +611,7 @@ begin
                 v_account.held := v_account.held - (v_held - v_hold.held);
                 v_account.holds := v_account.holds - v_request.final::integer;
                 if v_account.lots > 0 then
-                  -- What lots that were due had kept for the hold may expire now; the rest of a batch is asked after that.
+                  -- What due lots had kept for this hold may expire now: the rest of a batch loads the account again.
                   v_account.lots_due_at := v_now;
                   if v_request.batched and ducto_private.kept_for_holds(p_account_id, v_now) > 0 then
                     v_next := v_place + 1;

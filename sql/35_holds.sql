@@ -1,5 +1,4 @@
--- Holds: credits claimed before the work is done. They expire by predicate: past its time a hold counts nowhere,
--- whether or not anything has recorded that.
+-- Holds: credits claimed before the work is done. Past its time a hold counts nowhere, whether or not that was recorded.
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
 language plpgsql stable
@@ -12,6 +11,7 @@ begin
 end
 $$;
 
+-- The RPCs call it only where an argument is not its default: the call costs more than their condition.
 create or replace function ducto_private.check_hold(p_operation_type text, p_ttl_seconds integer, p_min_balance bigint) returns void
 language plpgsql stable
 as $$
@@ -45,7 +45,8 @@ create or replace function ducto.reserve(
   p_metadata jsonb default null,
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
-  p_idempotency_key text default null)
+  p_idempotency_key text default null,
+  p_occurred_at timestamptz default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -54,8 +55,8 @@ begin
     perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve', null, p_metrics, null, null, null, null, null,
-    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.request])).holds[1];
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
+    false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve is
@@ -69,7 +70,8 @@ create or replace function ducto.reserve_credits(
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
-  p_model text default null)
+  p_model text default null,
+  p_occurred_at timestamptz default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -79,8 +81,8 @@ begin
     perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve_credits', null, null, null, p_amount, p_model, null, null,
-    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.request])).holds[1];
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
+    false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_credits is
@@ -94,7 +96,8 @@ create or replace function ducto.reserve_team(
   p_metadata jsonb default null,
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
-  p_idempotency_key text default null)
+  p_idempotency_key text default null,
+  p_occurred_at timestamptz default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -105,8 +108,8 @@ begin
     perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team', p_user_id, p_metrics, null, null, null, null, null,
-    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.request])).holds[1];
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
+    false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team is
@@ -121,7 +124,8 @@ create or replace function ducto.reserve_team_credits(
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
-  p_model text default null)
+  p_model text default null,
+  p_occurred_at timestamptz default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -133,8 +137,8 @@ begin
     perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team_credits', p_user_id, null, null, p_amount, p_model, null, null,
-    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), false,
-    null)::ducto_private.request])).holds[1];
+    p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
+    false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team_credits is
@@ -160,7 +164,7 @@ begin
     return ducto_private.hold_refusal('reservation_not_found', null);
   end if;
   return (ducto_private.spend(v_account_id, array[row('extend', 'extend_reservation', null, null, null, v_add,
-    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, false, null)::ducto_private.request])).holds[1];
+    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, null, false, null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.extend_reservation is
@@ -189,7 +193,7 @@ begin
   elsif v_hold.status <> 'released' then
     perform ducto_private.expire(v_account, v_now);
     update ducto_private.accounts as a
-    set held = a.held - r.held,
+    set held = a.held - case r.status when 'active' then r.held else 0 end,
       holds = a.holds - (r.status = 'active')::integer,
       lots_due_at = case when a.lots > 0 and r.status = 'active' then v_now else a.lots_due_at end,
       revision = a.revision + 1,
@@ -215,8 +219,10 @@ as $$
 begin
   if p_hold.status = 'active' and p_hold.expires_at <= p_now then
     p_hold.status := 'expired';
-    p_hold.held := 0;
     p_hold.ended_at := p_hold.expires_at;
+  end if;
+  if p_hold.status = 'expired' then
+    p_hold.held := 0;
   end if;
   return row(p_hold.hold_id, p_hold.account_id, p_hold.member_id, p_hold.status, p_hold.held, p_hold.charged,
     p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,

@@ -17,13 +17,15 @@ create or replace function ducto.deduct(
   p_idempotency_key text default null,
   p_metadata jsonb default null,
   p_reservation_id text default null,
-  p_final boolean default true)
+  p_final boolean default true,
+  p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
+    null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct is
@@ -31,19 +33,21 @@ comment on function ducto.deduct is
 
 create or replace function ducto.deduct_credits(
   p_user_id text,
-  p_amount bigint,
+  p_amount numeric,
   p_reservation_id text default null,
   p_idempotency_key text default null,
   p_metadata jsonb default null,
   p_model text default null,
-  p_final boolean default true)
+  p_final boolean default true,
+  p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
 as $$
 begin
-  perform ducto_private.check_amount(p_amount, 0);
+  perform ducto_private.check_cost(p_amount);
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_credits', null, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
+    null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_credits is
@@ -53,14 +57,15 @@ create or replace function ducto.deduct_fixed(
   p_user_id text,
   p_job_name text,
   p_idempotency_key text default null,
-  p_metadata jsonb default null)
+  p_metadata jsonb default null,
+  p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
-  return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name), p_job_name, null, null,
-    null, true, p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1];
+  return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name),
+    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_fixed is
@@ -73,15 +78,17 @@ create or replace function ducto.deduct_team(
   p_idempotency_key text default null,
   p_metadata jsonb default null,
   p_reservation_id text default null,
-  p_final boolean default true)
+  p_final boolean default true,
+  p_occurred_at timestamptz default null)
 returns ducto.team_deduction_result
 language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
+  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id,
+    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
+    null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team is
@@ -90,21 +97,23 @@ comment on function ducto.deduct_team is
 create or replace function ducto.deduct_team_credits(
   p_team_id text,
   p_user_id text,
-  p_amount bigint,
+  p_amount numeric,
   p_reservation_id text default null,
   p_idempotency_key text default null,
   p_metadata jsonb default null,
   p_model text default null,
-  p_final boolean default true)
+  p_final boolean default true,
+  p_occurred_at timestamptz default null)
 returns ducto.team_deduction_result
 language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  perform ducto_private.check_amount(p_amount, 0);
-  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits', p_user_id, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, false, null)::ducto_private.request])).charges[1]);
+  perform ducto_private.check_cost(p_amount);
+  return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits',
+    p_user_id, null, null, p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null,
+    null, false, null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
@@ -140,7 +149,7 @@ begin
         case jsonb_typeof(c.value -> 'final') when 'boolean' then (c.value -> 'final')::boolean else true end as final,
         -- It has user_id, with team_id where a team pays, one of metrics, amount or job, and what goes with them.
         jsonb_typeof(c.value) = 'object'
-          and c.value - '{user_id,team_id,metrics,amount,job,model,reservation_id,final,idempotency_key,metadata}'::text[] = '{}'
+          and c.value - '{user_id,team_id,metrics,amount,job,model,reservation_id,final,idempotency_key,metadata,occurred_at}'::text[] = '{}'
           and coalesce(jsonb_typeof(c.value -> 'user_id'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'team_id'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'metrics'), 'null') in ('object', 'null')
@@ -150,11 +159,14 @@ begin
           and coalesce(jsonb_typeof(c.value -> 'reservation_id'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'final'), 'null') in ('boolean', 'null')
           and coalesce(jsonb_typeof(c.value -> 'idempotency_key'), 'null') in ('string', 'null')
-          and coalesce(jsonb_typeof(c.value -> 'metadata'), 'null') in ('object', 'null') as shaped
+          and coalesce(jsonb_typeof(c.value -> 'occurred_at'), 'null') in ('string', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'metadata'), 'null') in ('object', 'null') as shaped,
+        c.value ->> 'occurred_at' as given_at, ducto_private.to_time(c.value ->> 'occurred_at') as occurred_at
       from jsonb_array_elements(p_charges) with ordinality as c (value, place)
     ), judged as (
       select e.*, coalesce(e.team_id, e.user_id) collate "C" as account_id, e.shaped and num_nonnulls(e.metrics, e.amount, e.job) = 1
-        and (e.model is null or e.amount is not null) and coalesce(e.amount between 0 and 9223372036854775807 and e.amount % 1 = 0, true)
+        and (e.model is null or e.amount is not null) and ducto_private.is_cost(e.amount) is not false
+        and (e.given_at is null or e.occurred_at is not null)
         and e.user_id is not null and (e.team_id is null or ducto_private.is_text(e.user_id))
         and (e.job is null or ducto_private.is_text(e.job)) as sound
       from elements as e
@@ -164,7 +176,7 @@ begin
           || case when j.team_id is null then '' else '_team' end || case when j.amount is null then '' else '_credits' end,
         case when j.team_id is not null then j.user_id end,
         case when j.job is null then j.metrics else jsonb_build_object('fixed_job', j.job) end, j.job, j.amount, j.model,
-        j.hold_id, j.final, j.key, j.metadata, null, null, null, true,
+        j.hold_id, j.final, j.key, j.metadata, null, null, null, j.occurred_at, true,
         case when j.sound is not true then 'invalid_argument' end)::ducto_private.request order by j.place),
       array_agg(j.place order by j.place)
     from judged as j

@@ -81,7 +81,7 @@ begin
     return ducto_private.refund_refusal('refund_exceeds_original', v_account);
   end if;
 
-  -- Undone in reverse: the balance's part first, then the allowance's, which lapses once its period is over.
+  -- A charge took allowance first, so the balance gets its part back first. Allowance of a period that is over lapses.
   v_to_allowance := coalesce(p_amount, v_charged - v_refunded);
   v_to_balance := least(v_to_allowance, -v_charge.amount - v_given);
   v_to_allowance := v_to_allowance - v_to_balance;
@@ -94,7 +94,7 @@ begin
   end if;
   if (v_account.caps > 0 or v_charge.member_id is not null) and v_to_balance > 0 then
     v_zone := ducto_private.ledger_zone();
-    -- Out of the windows of which the charge was.
+    -- Caps give back what was charged in their present window.
     update ducto_private.spend_caps as s
     set spent = n.spent - v_to_balance, window_date = n.window_date
     from ducto_private.current_caps(v_account.account_id, v_now, v_zone, array['', v_charge.model, v_charge.resolved_model]) as n
@@ -113,7 +113,7 @@ begin
     p_member_id => v_charge.member_id, p_allowance_restored => v_restored, p_allowance_lapsed => v_to_allowance - v_restored,
     p_reason => p_reason);
 
-  -- Of the balance's part, what came from no lot first; a debt takes its share before lots get any back.
+  -- Credits that came from no lot return first, and a debt is paid before lots get any back.
   v_from_lots := (
     select coalesce(-sum(e.amount), 0)
     from ducto_private.lot_entries as e

@@ -17,10 +17,12 @@ language plpgsql stable
 as $$
 begin
   return row(p_row.transaction_id, p_row.account_id, p_row.seq, p_row.type, p_row.amount, p_row.balance_after,
-    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after, ducto_private.rounding_of(p_row.pricing_version, p_row.type), p_row.member_id, p_row.model,
+    p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after,
+    coalesce(p_row.rounding, ducto_private.rounding_of(p_row.pricing_version, p_row.type)), p_row.member_id, p_row.model,
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.hold_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
-    p_row.metadata, p_row.created_at, null, p_row.occurred_at)::ducto.transaction;
+    p_row.metadata, p_row.created_at, null, p_row.occurred_at, p_row.price_error,
+    p_row.warnings)::ducto.transaction;
 end
 $$;
 
@@ -162,16 +164,23 @@ begin
     return jsonb_populate_record(null::ducto.explanation, '{"error": "transaction_not_found", "cost": 0, "carry_before": 0,
       "carry_after": 0, "amount": 0, "allowance_used": 0}');
   end if;
-  if v_row.usage is not null then
+  if 'priced_by_hold' = any (v_row.warnings) then
+    v_parts := jsonb_build_object('held', v_row.cost);
+    v_formulas := jsonb_build_object('price_error', v_row.price_error);
+  elsif v_row.usage is not null then
     v_terms := ducto_private.find_terms(v_row.pricing_version, v_row.plan_id, v_row.created_at);
     -- deduct_fixed() and deduct() of a job alone leave the same usage; the cost tells which it was.
     v_job_only := v_row.usage ? 'fixed_job' and v_row.usage - 'fixed_job' = '{}'::jsonb;
     if v_job_only then
-      v_quote := row(null, null, null, 0, 0, 0, 0, ducto_private.job_price(v_terms.version, v_row.usage ->> 'fixed_job'), null);
+      v_quote := jsonb_populate_record(v_quote, jsonb_build_object('model_credits', 0, 'tool_credits', 0, 'search_credits', 0,
+        'cache_savings', 0, 'fixed_credits', ducto_private.job_price(v_terms.version, v_row.usage ->> 'fixed_job')));
       v_job_only := v_quote.fixed_credits = v_row.cost;
     end if;
     if not v_job_only then
-      v_quote := ducto_private.price(v_terms, v_row.usage);
+      v_quote := ducto_private.price(v_terms, v_row.usage, case when v_row.hold_id is not null then coalesce((
+        select h.model
+        from ducto_private.holds as h
+        where h.hold_id = v_row.hold_id and h.account_id = v_row.account_id), '') end);
     end if;
     v_formulas := ducto_private.formulas_of(v_terms, v_row.usage, v_row.resolved_model, v_job_only);
     v_parts := jsonb_build_object(
@@ -185,7 +194,7 @@ begin
       select t.carry_after
       from ducto_private.transactions as t
       where t.account_id = v_row.account_id and t.seq = v_row.seq - 1), 0),
-    v_row.carry_after, ducto_private.rounding_of(v_row.pricing_version, v_row.type), v_row.usage, v_row.pricing_version,
+    v_row.carry_after, coalesce(v_row.rounding, ducto_private.rounding_of(v_row.pricing_version, v_row.type)), v_row.usage, v_row.pricing_version,
     v_row.plan_id, v_row.resolved_model, v_formulas, v_parts, null, v_row.amount,
     v_row.allowance_used)::ducto.explanation;
 end

@@ -1,4 +1,4 @@
--- Plans: sold by the active config, kept by those on them at their last terms once a config drops them.
+-- Plans. An account is put on a plan of the active config, and keeps it at its last terms if a later config drops it.
 
 create or replace function ducto.set_user_plan(p_user_id text, p_plan_id text default null) returns ducto.set_user_plan_result
 language plpgsql volatile

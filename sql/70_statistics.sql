@@ -16,8 +16,8 @@ select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_a
   case t.type when 'usage' then t.cost else 0 end as cost
 from ducto_private.transactions as t;
 
--- The nearest day that begins at p_at or after it (p_step 1), or before (-1), and parts time cleanly: no instant after its
--- first has an earlier date, as some have where clocks are put back across midnight.
+-- The nearest local day that begins at p_at or after it (p_step 1), or at p_at or before it (-1). Days are passed over after
+-- whose first instant the date before comes once more, because a clock is put back across midnight.
 create or replace function ducto_private.nearest_day(p_at timestamptz, p_step integer, p_zone text) returns date
 language plpgsql stable
 as $$
@@ -37,8 +37,8 @@ begin
 end
 $$;
 
--- No row that was counted is later than this. Null where so many are not counted that reading the ledger in its own order
--- beats looking them up account by account; its length is estimated, for this decides on speed alone.
+-- The time of the last row that the rollups have counted. Null where so many are not counted that reading the whole ledger
+-- beats looking them up account by account; an estimate of its length is enough for that.
 create or replace function ducto_private.counted_until() returns timestamptz
 language plpgsql stable
 as $$

@@ -12,7 +12,7 @@ begin
   return query
   with rows as (
     select t.*,
-      v.rounding,
+      coalesce(t.rounding, v.rounding) as rounded,
       lag(t.seq, 1, 0::bigint) over w as seq_before,
       lag(t.balance_after, 1, 0::bigint) over w as balance_before,
       lag(t.carry_after, 1, 0::numeric) over w as carry_before,
@@ -156,16 +156,16 @@ begin
     select r.account_id, 'charged is the rounded cost', c.charged::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
     from rows as r
     cross join lateral (
-      select case r.rounding when 'carry' then floor(r.carry_before + r.cost) when 'up' then ceil(r.cost)
+      select case r.rounded when 'carry' then floor(r.carry_before + r.cost) when 'up' then ceil(r.cost)
         when 'down' then floor(r.cost) else floor(r.cost + 0.5) end as charged
     ) as c
     where r.type = 'usage' and r.allowance_used - r.amount is distinct from c.charged
     union all
-    select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounding = 'carry'
+    select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounded = 'carry'
         then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
       r.carry_after::text, r.transaction_id::text
     from rows as r
-    where r.carry_after <> case when r.type = 'usage' and r.rounding = 'carry'
+    where r.carry_after <> case when r.type = 'usage' and r.rounded = 'carry'
       then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end
     union all
     select c.account_id, 'refunds stay within the charge', format('at most %s to the balance, %s in all', -c.amount,
@@ -201,11 +201,11 @@ begin
     join ducto_private.transactions as g on g.transaction_id = x.refers_to and g.account_id = x.account_id
     where x.gone > g.amount and g.type <> 'refund'
     union all
-    select h.account_id, 'a hold is active with what it holds, or ended and holds nothing', 'active, or ended and 0',
+    select h.account_id, 'a hold is active, expired with what it held last, or ended and holds nothing', 'active or expired, or ended and 0',
       format('%s, %s, ended %s', h.status, h.held, h.ended_at), h.hold_id::text
     from ducto_private.holds as h
     where (p_account_id is null or h.account_id = p_account_id) and (h.status not in ('active', 'expired', 'settled', 'released')
-      or (h.status = 'active') <> (h.ended_at is null) or h.status <> 'active' and h.held <> 0 or h.held < 0 or h.charged < 0
+      or (h.status = 'active') <> (h.ended_at is null) or h.status in ('settled', 'released') and h.held <> 0 or h.held < 0 or h.charged < 0
       or h.min_balance < 0)
     union all
     select k.account_id, 'a hold''s key belongs to a hold', k.hold_id::text, 'none', k.idempotency_key

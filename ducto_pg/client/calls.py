@@ -319,8 +319,10 @@ class Calls:
     """
 
     @rpc
-    def calculate_cost(self, metrics: Usage, user_id: str | None = None, version: Small | None = None) -> CostBreakdown:
-        """The exact price of a usage, on the plan of an account if one is named; charges nothing."""
+    def calculate_cost(
+        self, metrics: Usage, user_id: str | None = None, version: Small | None = None, plan_id: str | None = None
+    ) -> CostBreakdown:
+        """The exact price of a usage, on a plan or on that of an account if one is named; charges nothing."""
 
     @rpc
     def get_active_pricing(self) -> PricingConfigResult | None:
@@ -438,6 +440,7 @@ class Calls:
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
         idempotency_key: str | None = None,
+        occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """Hold the price, rounded up, of an estimated usage, until it is charged or `ttl_seconds` are over."""
 
@@ -452,6 +455,7 @@ class Calls:
         ttl_seconds: Small = 600,
         idempotency_key: str | None = None,
         model: str | None = None,
+        occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """Hold a known amount (0 is a valid hold)."""
 
@@ -489,6 +493,7 @@ class Calls:
         metadata: Metadata | None = None,
         reservation_id: str | None = None,
         final: bool = True,
+        occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Price a usage and charge it, in one step.
 
@@ -499,18 +504,24 @@ class Calls:
     def deduct_credits(
         self,
         user_id: str,
-        amount: int,
+        amount: Exact,
         reservation_id: str | None = None,
         idempotency_key: str | None = None,
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
+        occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Charge a known amount (0 settles a hold for nothing)."""
 
     @rpc
     def deduct_fixed(
-        self, user_id: str, job_name: str, idempotency_key: str | None = None, metadata: Metadata | None = None
+        self,
+        user_id: str,
+        job_name: str,
+        idempotency_key: str | None = None,
+        metadata: Metadata | None = None,
+        occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Charge the fixed price of a job of the config."""
 
@@ -578,6 +589,7 @@ class Calls:
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
         idempotency_key: str | None = None,
+        occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """`reserve` on a team's pool, for a member."""
 
@@ -593,6 +605,7 @@ class Calls:
         ttl_seconds: Small = 600,
         idempotency_key: str | None = None,
         model: str | None = None,
+        occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """`reserve_credits` on a team's pool, for a member."""
 
@@ -606,6 +619,7 @@ class Calls:
         metadata: Metadata | None = None,
         reservation_id: str | None = None,
         final: bool = True,
+        occurred_at: datetime | None = None,
     ) -> TeamDeductionResult:
         """`deduct` on a team's pool, for a member, at the prices of the team's plan."""
 
@@ -614,12 +628,13 @@ class Calls:
         self,
         team_id: str,
         user_id: str,
-        amount: int,
+        amount: Exact,
         reservation_id: str | None = None,
         idempotency_key: str | None = None,
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
+        occurred_at: datetime | None = None,
     ) -> TeamDeductionResult:
         """`deduct_credits` on a team's pool, for a member."""
 

@@ -58,6 +58,13 @@ def wholes(name: str, cached: str) -> tuple[str, ...]:
     return _BESIDE.get(name, found) if cached == "beside" else found
 
 
+def limits(cached: str) -> list[tuple[str, str]]:
+    """Each part and the whole that it cannot be above; what two parts make together is written `a + b`."""
+    pairs = [(part, whole) for part in WHOLES for whole in wholes(part, cached)]
+    together = [("cache_read_tokens + cache_write_tokens", "input_tokens")]
+    return pairs + (together if cached == "inside" else [])
+
+
 def covered(names: Iterable[str], cached: str) -> frozenset[str]:
     """These counts with all their parts, and parts of parts: what a price that names the whole charges."""
     found = set(names)

@@ -17,7 +17,7 @@ from ducto_pg.errors import (
     UnpricedUsageError,
 )
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
-from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, WHOLES, wholes
+from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, limits
 from ducto_pg.formula.language import Formula, nearest
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 from ducto_pg.pricing import coverage
@@ -188,7 +188,7 @@ class PricingEngine:
         if value < 0 and self._config.unpriced == "refuse":
             hint = "Mend the formula, or bound it: max(0, ...)."
             raise NegativePriceError(f"{path}: the price of this usage is below 0", hint=hint)
-        return _at_least_zero(value)
+        return value if value >= 0 else ZERO
 
     def _check_wholes(self, metrics: UsageMetrics) -> None:
         """That no part is larger than what it is a part of."""
@@ -196,18 +196,11 @@ class PricingEngine:
             "input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), "
             "or say cached: beside in the config."
         )
-        for name in WHOLES:
-            for whole in wholes(name, self._config.cached):
-                if (part := getattr(metrics, name)) > (most := getattr(metrics, whole)):
-                    message = f"{name} is {part}, more than the {most} {whole} that it is a part of"
-                    raise InvalidArgumentError(message, hint=hint)
-        cached = metrics.cache_read_tokens + metrics.cache_write_tokens
-        if self._config.cached == "inside" and cached > metrics.input_tokens:
-            message = (
-                f"cache_read_tokens + cache_write_tokens is {cached}, more than the {metrics.input_tokens} "
-                "input_tokens that it is a part of"
-            )
-            raise InvalidArgumentError(message, hint=hint)
+        for parts, whole in limits(self._config.cached):
+            count, most = sum(getattr(metrics, part) for part in parts.split(" + ")), getattr(metrics, whole)
+            if count > most:
+                message = f"{parts} is {count}, more than the {most} {whole} that it is a part of"
+                raise InvalidArgumentError(message, hint=hint)
 
     def _check_charged(self, metrics: UsageMetrics, charged: Collection[str]) -> None:
         """That each count is charged by a formula, or free."""

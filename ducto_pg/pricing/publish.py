@@ -15,6 +15,7 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
+from ducto_pg.formula.fields import limits
 from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData, UsageMetrics
@@ -164,6 +165,8 @@ class _Compiler:
             "aliases": config.aliases or None,
             "unpriced": config.unpriced,
             "cached": config.cached,
+            "parts": [part for part, _ in limits(config.cached)],
+            "wholes": [whole for _, whole in limits(config.cached)],
             "min_balance": config.min_balance,
             "rounding": config.rounding,
             "overrun": config.overrun,
