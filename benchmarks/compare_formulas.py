@@ -17,7 +17,7 @@ import psycopg
 import ducto_pg
 from ducto_pg import servers
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "formula"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from formulas import compare
 

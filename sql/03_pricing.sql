@@ -515,7 +515,8 @@ begin
   v_quote.cost := greatest(0,
     v_quote.model_credits + v_quote.tool_credits + v_quote.search_credits + v_quote.fixed_credits + v_quote.cache_savings);
   if v_quote.cost > 9223372036854775807 then
-    perform ducto_private.cost_beyond_bigint(v_path);
+    raise exception '%: the cost is beyond bigint', v_path
+      using errcode = '22003', hint = 'Check the formula and the usage.';
   end if;
   if v_model not in ('', 'none') and 'requests' <> all (v_covers) and (v_quote.cost = 0 or p_usage - 'model' = '{}')
     and not (p_usage - 'model' - 'provider_cost') @? 'strict $.* ? (@.type() <> "number" || @ > 0)'

@@ -113,7 +113,7 @@ begin
   perform ducto_private.check_cost(p_amount);
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits',
     p_user_id, null, null, p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null,
-    null, false, null)::ducto_private.request])).charges[1]);
+    null, p_occurred_at, false, null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
