@@ -259,7 +259,7 @@ SQLSTATES: dict[str, type[DuctoError]] = {
     "DU006": FormulaError,
     "DU007": LedgerImmutableError,
     **dict.fromkeys(("40001", "40P01", "53", "55P03", "57014"), ConcurrencyError),
-    **dict.fromkeys(("25006", "25P03", "25P04", "57P"), UnavailableError),
+    **dict.fromkeys(("25006", "25P03", "25P04", "57P01", "57P03", "57P04", "57P05"), UnavailableError),
     **dict.fromkeys(("08", "57P02"), OutcomeUnknownError),
 }
 

@@ -39,7 +39,8 @@ class CreditManager(Calls):
     own writes stand or fall together. On a pool or a DSN each call is a committed transaction of its own; for a DSN one
     connection is opened at the first call and kept (threads take turns), until `close()` or the end of a `with` block.
 
-    Errors of the connection itself, and of missing rights, are psycopg's own.
+    Where an error says "elsewhere", the connection of a DSN is closed, and the next call opens a new one. Errors of
+    missing rights are psycopg's own.
     """
 
     def __init__(self, source: "psycopg.Connection[Any] | ConnectionPool[Any] | str") -> None:
