@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from itertools import count
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from common import USAGE
@@ -24,21 +24,33 @@ from psycopg.types.json import Jsonb
 from ducto_pg import AsyncCreditManager, CreditManager, exactjson
 from ducto_pg.client.calls import Calls
 
-SQL = Calls.deduct.sql.encode()
+SQL = Calls.deduct.bind("", {}, "").sql.encode()
 METRICS: dict[str, Any] = exactjson.loads(USAGE)
-SLICE = 300_000_000  # nanoseconds
+SLICE = 150_000_000  # nanoseconds
 RIVALS: dict[str, dict[str, Any]] = {"manager": {}, "psycopg": {}, "not preparing": {"prepare_threshold": None}}
 
 Charge = Callable[[], Any]
 Run = Callable[[list[Charge], int], Awaitable[int]]
+
+
+class Slice(NamedTuple):
+    """Charges per second, and the microseconds of this process's own processor time that each took."""
+
+    rate: Decimal
+    cost: Decimal
+
 
 _keys = (f"client-{number}" for number in count())
 
 
 def compare_clients(dsn: str, rounds: int) -> None:
     """Print the rates of the rivals and their ratios, for 1 and 8 workers, sync and async."""
-    print("\nClients: charges per second of one Python process, commits not waited for, median of slices in turns")
-    print(f"  {'workers':<12}" + "".join(f"{rival:>18}" for rival in RIVALS) + "   manager / each")
+    print(
+        "\nClients: charges per second of one Python process, its own processor time for each; commits not waited for"
+    )
+    print("  the managers' share is the median over the turns, in which the rivals take slices one after the other")
+    names = "".join(f"{name:>22}" for name in RIVALS)
+    print(f"  {'workers':<9}{names}   managers' share of each")
     asyncio.run(_compare(make_conninfo(dsn, options="-c synchronous_commit=off"), rounds))
 
 
@@ -50,9 +62,14 @@ async def _compare(dsn: str, rounds: int) -> None:
                     name: [await open_charge(stack, dsn, name, f"plain-{number}") for number in range(1, workers + 1)]
                     for name in RIVALS
                 }
-                ours, *others = [median(found) for found in (await _turns(rivals, run, rounds)).values()]
-            rates = "".join(f"{rate:>16,.0f}/s" for rate in (ours, *others))
-            print(f"  {f'{workers}, {kind}':<12}{rates}   " + " ".join(f"{ours / other:>7.2f}" for other in others))
+                slices = await _turns(rivals, run, rounds)
+            line = f"  {f'{workers}, {kind}':<9}"
+            for found in slices.values():
+                line += f"{median(s.rate for s in found):>12,.0f}/s {median(s.cost for s in found):>4.0f} us"
+            ours, *others = slices.values()
+            for other in others:
+                line += f"{median(a.rate / b.rate for a, b in zip(ours, other, strict=True)):>8.2f}"
+            print(line)
 
 
 async def _open(stack: AsyncExitStack, dsn: str, name: str, user: str) -> Charge:
@@ -76,14 +93,7 @@ async def _open_async(stack: AsyncExitStack, dsn: str, name: str, user: str) -> 
 
 
 def _arguments(user: str) -> dict[str, object]:
-    return {
-        "user_id": user,
-        "metrics": Jsonb(METRICS),
-        "idempotency_key": next(_keys),
-        "metadata": None,
-        "reservation_id": None,
-        "final": True,
-    }
+    return {"user_id": user, "metrics": Jsonb(METRICS), "idempotency_key": next(_keys)}
 
 
 def _threads(workers: int) -> Run:
@@ -112,12 +122,13 @@ async def _tasks(charges: list[Charge], end: int) -> int:
     return sum(await asyncio.gather(*map(until, charges)))
 
 
-async def _turns(rivals: dict[str, list[Charge]], run: Run, rounds: int) -> dict[str, list[Decimal]]:
-    rates: dict[str, list[Decimal]] = {name: [] for name in rivals}
-    for turn in range(1 + 3 * rounds):
-        for name, charges in rivals.items():
-            started = time.perf_counter_ns()
+async def _turns(rivals: dict[str, list[Charge]], run: Run, rounds: int) -> dict[str, list[Slice]]:
+    slices: dict[str, list[Slice]] = {name: [] for name in rivals}
+    for turn in range(1 + 8 * rounds):
+        for name, charges in list(rivals.items())[:: 1 if turn % 2 else -1]:
+            cpu, started = time.process_time_ns(), time.perf_counter_ns()
             done = await run(charges, started + SLICE)
             if turn:  # the first one warms up
-                rates[name].append(Decimal(done * 10**9) / (time.perf_counter_ns() - started))
-    return rates
+                taken = Decimal(time.perf_counter_ns() - started)
+                slices[name].append(Slice(done * 10**9 / taken, Decimal(time.process_time_ns() - cpu) / done / 1000))
+    return slices

@@ -163,11 +163,11 @@ class Parameter:
 
 
 def _text(name: str, value: object) -> str | None:
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, str) and not exactjson.storable(value):
-        raise InvalidArgumentError(f"{name} holds a NUL or half a surrogate pair: {value[:100]!r}")
-    return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        if not exactjson.storable(value):
+            raise InvalidArgumentError(f"{name} holds a NUL or half a surrogate pair: {value[:100]!r}")
+        return value
+    return str(value) if isinstance(value, UUID) else None
 
 
 def _texts(name: str, value: object) -> list[object] | None:
@@ -228,13 +228,11 @@ def _field(name: str, value: object) -> object:
 
 
 def _dict(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, UsageMetrics):
-        return value.to_usage()
-    if isinstance(value, BaseModel):
-        return value.model_dump(exclude_none=True)
-    if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
-        raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
-    return value if isinstance(value, dict) else dict(value)
+    if isinstance(value, (dict, Mapping)):
+        if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
+            raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
+        return value if isinstance(value, dict) else dict(value)
+    return value.to_usage() if isinstance(value, UsageMetrics) else value.model_dump(exclude_none=True)
 
 
 def _json(name: str, value: object) -> str:
@@ -252,6 +250,7 @@ class Rpc(Call[P, T]):
     def __init__(self, declaration: Callable[Concatenate[Any, P], T]) -> None:
         self.name = declaration.__name__
         self._declaration = declaration
+        self._texts: dict[tuple[str, ...], str] = {}
         self.signature = inspect.signature(declaration)
         self.signature = self.signature.replace(parameters=list(self.signature.parameters.values())[1:])
 
@@ -261,8 +260,10 @@ class Rpc(Call[P, T]):
             given = dict(zip(writers, args, strict=False)) | kwargs
             if len(given) < len(args) + len(kwargs) or not self._required <= given.keys() <= writers.keys():
                 raise self._misuse(args, kwargs)
-            values = self._defaults | {name: writers[name](value) for name, value in given.items()}
-            return Statement(self.sql, values, self.read)
+            values = {name: writers[name](given[name]) for name in writers if given.get(name) is not None}
+            names = tuple(values)
+            text = self._texts.get(names) or self._texts.setdefault(names, self._text(names))
+            return Statement(text, values, self.read)
 
         bind.__signature__ = self.signature  # type: ignore[attr-defined]
         super().__init__(bind)
@@ -283,15 +284,11 @@ class Rpc(Call[P, T]):
 
     @cached_property
     def _writers(self) -> dict[str, Callable[[object], object]]:
-        return {parameter.name: parameter.to_sql for parameter in self.parameters}
+        return {p.name: p.to_sql for p in self.parameters}
 
     @cached_property
     def _required(self) -> frozenset[str]:
         return frozenset(p.name for p in self.parameters if p.default is inspect.Parameter.empty)
-
-    @cached_property
-    def _defaults(self) -> dict[str, object]:
-        return {p.name: p.to_sql(p.default) for p in self.parameters if p.name not in self._required}
 
     @cached_property
     def answer(self) -> type[Any]:
@@ -303,10 +300,18 @@ class Rpc(Call[P, T]):
     def many(self) -> bool:
         return get_origin(self._hints["return"]) is list
 
-    @cached_property
+    @property
     def sql(self) -> str:
-        """The statement: every argument named and cast, every attribute named, so that answers can grow."""
-        arguments = ", ".join(f"p_{p.name.rstrip('_')} => %({p.name})s::{p.sql_type}" for p in self.parameters)
+        """The statement with all arguments."""
+        return self._text(tuple(self._writers))
+
+    def _text(self, names: tuple[str, ...]) -> str:
+        """The statement with these arguments, named and cast; every attribute is named too, so that answers can grow.
+
+        What is not given is left to the database: a statement without it is planned faster.
+        """
+        types = {p.name: p.sql_type for p in self.parameters}
+        arguments = ", ".join(f"p_{name.rstrip('_')} => %({name})s::{types[name]}" for name in names)
         columns = ", ".join(f"a.{name}" for name in self._columns) or "a"
         return f"select {columns} from ducto.{self.name}({arguments}) a"
 
