@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -16,6 +15,7 @@ import psycopg
 import pytest
 from conftest import Clock, Connect, Connection
 from ledger_helpers import (
+    FREE,
     MOST,
     UNKNOWN,
     Call,
@@ -28,35 +28,19 @@ from ledger_helpers import (
     costs,
     later,
     lists,
-    open_ledger,
     prices,
     raises,
     reads,
-    rolled_back,
+    rich,
     table,
     team,
     tell,
 )
 
 from ducto_pg import CreditManager
-from ducto_pg.embedded import Server
 
-FREE = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
-rich = ask.add_credits("u", 100)
 rich_v = ask.add_credits("v", 100)
 free: list[Step] = [prices(plans=FREE), rich, ask.set_user_plan("u", "free")]
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 def counted(*rows: Row) -> Check:
