@@ -21,7 +21,8 @@ pytest_plugins = ["ledger_helpers", "sessions"]
 Connection = psycopg.Connection[tuple[Any, ...]]
 Connect = Callable[..., Connection]
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+# Without jit, which compiles for longer than a test's queries run.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "jit": "off", "max_connections": "200"}
 
 _names = (f"ducto_test_{os.getpid()}_{number}" for number in count())
 
