@@ -473,8 +473,9 @@ def test_ten_thousand_answers_are_equal_to_the_digit(support: Connection) -> Non
 
 
 @pytest.mark.slow
-def test_ten_thousand_formulas_are_equal_to_the_digit(support: Connection) -> None:
-    seen = compare(support, seed=2, count=30_000, usages=3)
+@pytest.mark.parametrize("seed", [2, 3, 4, 5])
+def test_ten_thousand_formulas_are_equal_to_the_digit(support: Connection, seed: int) -> None:
+    seen = compare(support, seed=seed, count=7_500, usages=3)
     assert (seen.mismatches, seen.first) == (0, "")
 
 

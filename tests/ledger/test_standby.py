@@ -15,7 +15,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
-from test_isolation import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
+from steps import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
 
 import ducto_pg
 from ducto_pg import CreditManager, embedded
