@@ -167,7 +167,8 @@ class TestElsewhere:
         wait_until_gone(conn, mine.info.backend_pid)
         with pytest.raises(UnavailableError) as caught:
             CreditManager(mine).deduct_credits("alice", 1)
-        assert (caught.value.code, caught.value.retry) == ("25P03", "elsewhere")
+        # Where the server's last words are lost with the connection, only its end is told.
+        assert (caught.value.code, caught.value.retry) in [("25P03", "elsewhere"), ("08006", "elsewhere")]
         assert credits.get_balance("alice").balance == 100
 
     def test_a_connection_of_the_callers_is_left_alone(self, credits: CreditManager, connect: Connect) -> None:
