@@ -12,14 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
-import psycopg
 import pytest
-from conftest import Clock, Connect
+from conftest import Clock, Connect, Connection
 from ledger_helpers import Call, Ledger, Row
 
 from ducto_pg import CreditManager
 
-Connection = psycopg.Connection[Any]
 Session = TypeVar("Session")
 Answer = TypeVar("Answer")
 

@@ -6,8 +6,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
+from conftest import Connection
 from formulas import METRICS, Case, Formulas, compare, database_answers
 from places import CONFORMANCE, ROOT
 from sqlglot import exp
@@ -17,8 +17,6 @@ from ducto_pg.formula import arithmetic, generator, language
 from ducto_pg.formula.arithmetic import multiply
 from ducto_pg.formula.generator import compile_function
 from ducto_pg.formula.language import is_metric_name, nearest, parse
-
-Connection = psycopg.Connection[tuple[Any, ...]]
 
 SUPPORT = ROOT / "sql" / "02_pricing_support.sql"
 EXPRESSIONS = CONFORMANCE / "expressions.json"

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+from conftest import Connection
 
 from ducto_pg import CreditManager
 
-Connection = psycopg.Connection[Any]
 Scene = dict[str, str]
 Step = Callable[[CreditManager, Scene], Any]
 

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import psycopg
 import pytest
-from conftest import Connect
+from conftest import Connect, Connection
 from sessions import race
 
 from ducto_pg import CreditManager
-
-Connection = psycopg.Connection[Any]
 
 CONFIG: dict[str, Any] = {"models": {"m": "input_tokens * 0.25"}, "min_balance": 0}
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from conftest import Clock, Connect
+from conftest import Clock, Connect, Connection
 from ledger_helpers import FREE, Ledger, ask, contents, team
 from psycopg import IsolationLevel
 from sessions import Arena
@@ -22,7 +22,6 @@ from ducto_pg.client.calls import Calls, Statement
 from ducto_pg.errors import ConcurrencyError, DuctoError
 from ducto_pg.models import CreateTeamResult, ReserveResult
 
-Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
 DEARER: dict[str, Any] = {**CONFIG, "models": {"gpt-4": "input_tokens * 3"}, "fixed": {"report": 70}}

@@ -11,15 +11,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
-from conftest import Connect
+from conftest import Connect, Connection
 from ledger_helpers import FREE, Ledger, Row, ask, costs, reads, team
 from sessions import Arena, outcomes, race, together
 
 from ducto_pg import CreditManager
 
-Connection = psycopg.Connection[Any]
 Scene = dict[str, str]
 Prepare = Callable[[CreditManager, str], Scene]
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from conftest import Connection
 from psycopg import IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
@@ -25,7 +26,6 @@ from ducto_pg.embedded import Server
 from ducto_pg.install import sqlfiles
 from ducto_pg.install.sqlfiles import SqlFile
 
-Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Connect
+from conftest import Connect, Connection
 from ledger_helpers import contents
 from sessions import blocked
 
@@ -20,7 +20,6 @@ from ducto_pg import CreditManager, servers
 from ducto_pg.embedded import Server, ServerError
 from ducto_pg.errors import ConcurrencyError
 
-Connection = psycopg.Connection[Any]
 Scene = dict[str, str]
 
 CONFIG: dict[str, Any] = {"models": {"m": "input_tokens * 0.25"}, "fixed": {"job": 30}, "min_balance": 0}

@@ -168,6 +168,42 @@ def usage_of(rng: random.Random) -> dict[str, Any]:
     return usage | ({"tool_calls": ["browse"] * 2} if rng.random() < 0.25 else {})
 
 
+# --- Sessions that publish at the same moment -------------------------------------------------------------------------
+
+
+def test_publishers_get_versions_of_their_own(connect: Connect, conn: Connection) -> None:
+    versions = race(
+        managers(connect), lambda m, number: m.publish_pricing(Prices(1).config(min_balance=number)).version
+    )
+    assert sorted(versions) == list(range(1, 9))
+    history = CreditManager(conn).get_pricing_history()
+    assert [item.active for item in history] == [True] + [False] * 7
+
+
+def test_publishes_and_activations(connect: Connect, conn: Connection) -> None:
+    owner = CreditManager(conn)
+    owner.publish_pricing(Prices(1).config())
+
+    def publish(manager: CreditManager, number: int) -> int | None:
+        if number % 2:
+            manager.activate_pricing(1)
+        return manager.publish_pricing(Prices(2 + number).config(), str(number)).version
+
+    assert sorted(map(int, filter(None, race(managers(connect), publish)))) == list(range(2, 10))
+    assert sum(item.active for item in owner.get_pricing_history()) == 1
+
+
+def test_publishing_the_same_prices(connect: Connect, conn: Connection) -> None:
+    CreditManager(conn).publish_pricing(Prices(1).config())
+    versions = race(managers(connect), lambda m, _: m.publish_pricing(Prices(2).config()).version)
+    assert set(versions) == {2}
+
+
+def managers(connect: Connect) -> list[CreditManager]:
+    """Eight sessions."""
+    return [CreditManager(connect()) for _ in range(8)]
+
+
 # --- Many sessions charge, two change the prices ----------------------------------------------------------------------
 
 
@@ -377,45 +413,6 @@ class Market:
                 assert version in {state.active(at) for state in seen}, (version, at, made, seen)
                 versions[version] += 1
         return versions
-
-
-# Sessions that publish at the same moment
-
-
-def test_publishers_get_versions_of_their_own(connect: Connect, conn: Connection) -> None:
-    versions = race(
-        managers(connect), lambda m, number: m.publish_pricing(Prices(1).config(min_balance=number)).version
-    )
-    assert sorted(versions) == list(range(1, 9))
-    history = CreditManager(conn).get_pricing_history()
-    assert [item.active for item in history] == [True] + [False] * 7
-
-
-def test_publishes_and_activations(connect: Connect, conn: Connection) -> None:
-    owner = CreditManager(conn)
-    owner.publish_pricing(Prices(1).config())
-
-    def publish(manager: CreditManager, number: int) -> int | None:
-        if number % 2:
-            manager.activate_pricing(1)
-        return manager.publish_pricing(Prices(2 + number).config(), str(number)).version
-
-    assert sorted(map(int, filter(None, race(managers(connect), publish)))) == list(range(2, 10))
-    assert sum(item.active for item in owner.get_pricing_history()) == 1
-
-
-def test_publishing_the_same_prices(connect: Connect, conn: Connection) -> None:
-    CreditManager(conn).publish_pricing(Prices(1).config())
-    versions = race(managers(connect), lambda m, _: m.publish_pricing(Prices(2).config()).version)
-    assert set(versions) == {2}
-
-
-def managers(connect: Connect) -> list[CreditManager]:
-    """Eight sessions."""
-    return [CreditManager(connect()) for _ in range(8)]
-
-
-# Many sessions charge, two change the prices
 
 
 def trade(
