@@ -126,14 +126,14 @@ language sql stable
 as $$
   with wanted as (
     select format('ducto_private.%I(p_usage jsonb, p_rates numeric[])', n.name) as name, f.body, 'immutable' as volatility,
-      'safe' as parallel, format('ducto_private.%I(jsonb, numeric[])', n.name) as signature
+      'safe' as parallel, format('ducto_private.%I(jsonb,numeric[])', n.name) as signature
     from ducto_private.formulas as f
     cross join lateral ducto_private.formula_name(f.formula_id) as n (name)
     union all
     select 'ducto_private.evaluate(p_formula_id bigint, p_usage jsonb, p_rates numeric[])',
       format(E'begin\n%sreturn ducto_private.evaluate_by_name(p_formula_id, p_usage, p_rates);\nend',
         ducto_private.branches(array(select f.formula_id from ducto_private.formulas as f order by f.formula_id))),
-      'stable', 'unsafe', 'ducto_private.evaluate(bigint, jsonb, numeric[])'
+      'stable', 'unsafe', 'ducto_private.evaluate(bigint,jsonb,numeric[])'
   )
   select 'function', w.signature,
     format('create or replace function %s returns numeric language plpgsql %s parallel %s '
@@ -163,7 +163,7 @@ begin
     exception when invalid_function_definition then
       execute format('drop function %s; %s', v_made.name, v_made.definition);
     end;
-    v_names := v_names || format('function %s', to_regprocedure(v_made.name));
+    v_names := v_names || ('function ' || v_made.name);
   end loop;
   return v_names;
 end

@@ -83,7 +83,7 @@ as $$
   from schemas as s
   join pg_proc as p on p.pronamespace = s.oid
   where not (s.nspname = 'ducto_private' and p.proname ~ '^formula_[0-9a-f]{16}$'
-    and p.proargtypes::oid[] = array['jsonb'::regtype, 'numeric[]'::regtype]::oid[])
+    and oidvectortypes(p.proargtypes) = 'jsonb, numeric[]')
   union all
   select 'comment', o.name, format('comment on %s is %L', o.name, d.description)
   from pg_description as d

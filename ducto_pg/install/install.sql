@@ -48,6 +48,9 @@ begin
   elsif current_setting('server_encoding') <> 'UTF8' then
     raise exception 'ducto_pg needs a database with encoding UTF8; this one has %', current_setting('server_encoding')
       using errcode = '0A000', hint = 'Create one with: encoding ''UTF8'' template template0';
+  elsif current_setting('transaction_read_only') = 'on' then
+    raise exception 'this %: nothing was changed', case when pg_is_in_recovery() then 'server is a standby' else 'transaction is read-only' end
+      using errcode = '25006', hint = 'Run setup in a transaction that may write, on the primary server.';
   end if;
 
   begin

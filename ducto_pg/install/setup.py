@@ -1,8 +1,8 @@
 """Puts ducto_pg into a database, or brings it up to date: the same road, and the same single statement, for both.
 
-`install.sql` is that statement: a block that looks whether it may, makes again what was dropped or replaced since the last
-one, runs the migrations that are missing, applies `sql/` and the grants, and does nothing where nothing differs. `script()`
-prints it for psql or a migration tool; `setup()` runs it inside the caller's transaction and reports.
+`install.sql` is that statement: a block that looks whether it may, makes again what was dropped or replaced since the
+last one, runs the migrations that are missing, applies `sql/` and the grants, and does nothing where nothing differs.
+`script()` prints it for psql or a migration tool; `setup()` runs it inside the caller's transaction and reports.
 """
 
 import json
