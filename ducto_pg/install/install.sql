@@ -140,7 +140,8 @@ begin
   end if;
 
   -- What was dropped, replaced or disabled since the last setup is made again as it was. The functions that look for it come
-  -- first, or a planted one could hide the rest. An object may need another that is missing too: hence rounds.
+  -- first, or a planted one could hide the rest. An object may need another that is missing too: hence rounds. Comments come
+  -- last, since an object that is dropped and made again loses its own.
   if v_installed is not null then
     select coalesce(jsonb_agg(o.found), '[]')
     into v_drift
@@ -156,7 +157,7 @@ begin
       v_left := '{}';
       for v_difference in select d.value from jsonb_array_elements(v_drift) as d loop
         v_name := concat(v_difference ->> 'kind', ' ', v_difference ->> 'name');
-        if v_name = any (v_made) then
+        if v_name = any (v_made) and v_difference ->> 'kind' <> 'comment' then
           raise exception '% was made again and still is not what it was: nothing was changed', v_name
             using errcode = '55000', hint = 'Restore the database from a backup.';
         elsif v_difference ->> 'kind' in ('table', 'column') then
@@ -205,7 +206,7 @@ begin
       if cardinality(v_left) > 0 and cardinality(v_left) = jsonb_array_length(v_drift) then
         raise exception using errcode = '55000', message = v_left[1], detail = array_to_string(v_left[2:], E'\n');
       end if;
-      select coalesce(jsonb_agg(d order by d.kind = 'table' desc) filter (where d.expected <> '' or d.ghost), '[]'),
+      select coalesce(jsonb_agg(d order by d.kind = 'table' desc, d.kind = 'comment', d.kind, d.name) filter (where d.expected <> '' or d.ghost), '[]'),
         coalesce(array_agg(d.kind || ' ' || d.name) filter (where d.expected is null), '{}')
       into v_drift, v_foreign
       from ducto_private.drift() as d;
@@ -306,7 +307,7 @@ begin
   select jsonb_build_object(
     'tables_created', coalesce(jsonb_agg(distinct m.relation order by m.relation) filter (where m.relation is not null), '[]'),
     'rpcs_created', coalesce(jsonb_agg(distinct m.rpc order by m.rpc) filter (where m.rpc is not null), '[]'),
-    'repaired', to_jsonb(v_repaired))
+    'repaired', (select coalesce(jsonb_agg(distinct r.name collate "C"), '[]') from unnest(v_repaired) as r (name)))
   into v_report
   from (
     select substring(u.name from '^function (ducto[.][^(]*)') as rpc,

@@ -18,6 +18,7 @@ from test_install import catalog
 
 import ducto_pg
 from ducto_pg import CreditManager, SetupResult, embedded
+from ducto_pg.cli import main
 from ducto_pg.embedded import Server
 
 Connection = psycopg.Connection[Any]
@@ -304,6 +305,18 @@ def test_what_is_the_owners_own_stays(priced: Connection) -> None:
     assert "function ducto.version()" in ducto_pg.setup(priced).repaired
     row = priced.execute("select ducto_private.mine(), prosecdef, proconfig from pg_proc where proname = 'mine'")
     assert row.fetchone() == (1, False, None)
+
+
+def test_the_command_line_says_so(priced: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    priced.execute("alter table ducto_private.transactions disable trigger append_only")
+    dsn = ("--dsn", priced.info.dsn)
+    assert main(["verify", *dsn]) == 1
+    assert APPEND in capsys.readouterr().out
+    assert main(["setup", *dsn]) == 0
+    assert capsys.readouterr().out == f"repaired: {APPEND}\n"
+    assert main(["verify", *dsn]) == 0
+    assert main(["setup", *dsn]) == 0
+    assert capsys.readouterr().out == "sound\nnothing to change\n"
 
 
 class TestNewRelease:
