@@ -217,9 +217,9 @@ begin
 
   if v_apply then
     if v_installed is not null then
-      select jsonb_object_agg(o.kind || ' ' || o.name, o.definition)
+      select jsonb_object_agg(c.kind || ' ' || c.name, c.definition)
       into v_before
-      from ducto_private.objects as o;
+      from ducto_private.catalog() as c;
     end if;
     -- A function or view that sql/ makes again has a new row version: what has the old one is not of this release.
     v_marks := array(
