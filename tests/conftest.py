@@ -118,6 +118,7 @@ class Clock:
             $$
             """
         )
+        connection.execute("select ducto_private.store_objects()")
 
     def now(self) -> datetime:
         """The present time in UTC."""

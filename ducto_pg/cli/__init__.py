@@ -282,6 +282,7 @@ def _setup(arguments: argparse.Namespace) -> None:
         tables, functions = len(result.tables_created), len(result.rpcs_created)
         changes = [f"ducto_pg {__version__} installed: {tables} tables and {functions} functions"]
         changes = changes if tables or functions else []
+        changes += [f"repaired: {name}" for name in result.repaired]
         changes += ["rights set"] if any(getattr(arguments, option) for option in _ROLES) else []
         print("\n".join(changes) or "nothing to change")
 

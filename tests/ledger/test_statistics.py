@@ -462,6 +462,7 @@ def shop(conn: Connection) -> CreditManager:
 def exact(conn: Connection) -> bool:
     """Whether all statistics of all time and of this day are those of the ledger, read from rollups."""
     conn.execute(USE_ROLLUPS.encode())
+    conn.execute("select ducto_private.store_objects()")
     for start in (None, datetime(2030, 1, 1, 23, tzinfo=UTC), datetime(2030, 1, 2, 12, tzinfo=UTC)):
         with conn.transaction() as transaction:
             if not transaction.savepoint_name:

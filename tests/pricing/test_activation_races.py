@@ -478,6 +478,7 @@ class Stops:
             row = conn.execute("select pg_get_functiondef(%s::regprocedure)", [name]).fetchone()
             assert row
             conn.execute("\n".join(self.stopping(row[0].splitlines())))
+        conn.execute("select ducto_private.store_objects()")
 
     def stopping(self, lines: list[str]) -> Iterator[str]:
         """The lines of a PL/pgSQL function, with a stop where a statement begins a line."""
