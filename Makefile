@@ -10,7 +10,7 @@ demo: .venv/demo
 	.venv/bin/ducto-pg quickstart $(ARGS)
 
 test: .venv/dev
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: .venv/dev
 	.venv/bin/ruff check .

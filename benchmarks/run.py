@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
+from client import compare_clients
 from common import ROWS_FUNCTION, USAGE, Connection, open_accounts, publish, start
 from rollups import compare
 
@@ -135,6 +136,7 @@ def main() -> None:
         "caps": caps,
         "prices": prices,
         "statistics": statistics,
+        "client": client,
     }
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(parts)} (default: all)")
@@ -320,6 +322,11 @@ def prices(bench: Bench) -> None:
 def statistics(bench: Bench) -> None:
     """The five statistics with rollups and without."""
     compare(bench.server, bench.options.rows)
+
+
+def client(bench: Bench) -> None:
+    """The managers beside psycopg alone."""
+    compare_clients(bench.server.dsn(), bench.options.rounds)
 
 
 def _first_call(bench: Bench) -> Decimal:

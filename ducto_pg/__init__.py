@@ -26,9 +26,13 @@ _HOMES = {
 
 
 def __dir__() -> list[str]:
+    return sorted({*globals(), *_offered()})
+
+
+def _offered() -> list[str]:
     homes = [import_module(f"ducto_pg.{home}") for home in ("models", "errors")]
     found = (name for home in homes for name, value in vars(home).items() if _is_of(home.__name__, value))
-    return sorted({*globals(), *_HOMES, *found})
+    return sorted({*_HOMES, *(name for name in found if not name.startswith("_"))})
 
 
 def _is_of(home: str, value: object) -> bool:
@@ -37,6 +41,8 @@ def _is_of(home: str, value: object) -> bool:
 
 def __getattr__(name: str) -> Any:
     """Imports what is asked for, when it is asked for: `import ducto_pg` loads none of it."""
+    if name == "__all__":
+        return _offered()
     for home in [_HOMES[name]] if name in _HOMES else ["models", "errors"]:
         value = getattr(import_module(f"ducto_pg.{home}"), name, None)
         if _is_of(f"ducto_pg.{home}", value):

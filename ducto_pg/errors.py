@@ -6,7 +6,7 @@ itself.
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 class DuctoError(Exception):
@@ -14,9 +14,14 @@ class DuctoError(Exception):
 
     `code` is the refusal (`insufficient_credits`) or the SQLSTATE (`DU003`); `detail` and `hint` are the database's,
     and None where there is none; `result` is the answer that carried a refusal.
+
+    `retry` says whether the same call can succeed later: "again", in a new transaction, or "elsewhere", on a new
+    connection; None means that it would fail again.
     """
 
     default_code: ClassVar[str] = ""
+    default_hint: ClassVar[str | None] = None
+    retry: ClassVar[Literal["again", "elsewhere"] | None] = None
 
     def __init__(
         self,
@@ -31,7 +36,7 @@ class DuctoError(Exception):
         self.message = message
         self.code = code or self.default_code
         self.detail = detail
-        self.hint = hint
+        self.hint = self.default_hint or hint
         self.result = result
 
     def __str__(self) -> str:
@@ -86,6 +91,7 @@ class NotInstalledError(DuctoError):
     """The database does not have ducto_pg, or an older one."""
 
     default_code = "3F000"
+    default_hint = "run ducto-pg setup, or ducto_pg.setup()"
 
 
 class PricingNotLoadedError(DuctoError):
@@ -143,9 +149,34 @@ class LedgerImmutableError(DuctoError):
 
 
 class ConcurrencyError(DuctoError):
-    """A serialization failure or a deadlock: nothing was written, try the transaction again (40001, 40P01)."""
+    """Others were in the way, or the server was short of something: nothing was written, and the same transaction can
+    be tried again. A serialization failure, a deadlock, a timeout (40001, 40P01, 55P03, 57014), no memory, disk or
+    connection left (53…).
+    """
 
     default_code = "40001"
+    retry = "again"
+
+
+class UnavailableError(DuctoError):
+    """The server or the connection cannot do it, and nothing was written: try again on a new connection.
+
+    A server that is read-only (25006), stops or starts (57P…), one that cannot be reached, or a session that it ended
+    (25P03). On a DSN the manager has left the connection already; on one of yours the transaction is lost.
+    """
+
+    default_code = "08001"
+    retry = "elsewhere"
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The connection was lost during the call (08…, 57P02, or no SQLSTATE at all): it may have been committed.
+
+    The same call under the same idempotency key is safe: it gives the first answer, or does now what was lost.
+    """
+
+    default_code = "08006"
+    default_hint = "it may have been committed: repeat the same call under the same idempotency key"
 
 
 class RefusedError(DuctoError):
@@ -227,8 +258,9 @@ class IdempotencyConflictError(RefusedError):
     """The key belongs to another request."""
 
 
+# A SQLSTATE, or the two characters of a whole class.
 SQLSTATES: dict[str, type[DuctoError]] = {
-    "22023": InvalidArgumentError,
+    "22": InvalidArgumentError,
     "22003": OutOfRangeError,
     **dict.fromkeys(("3F000", "42883", "42703"), NotInstalledError),
     "DU001": PricingNotLoadedError,
@@ -240,8 +272,9 @@ SQLSTATES: dict[str, type[DuctoError]] = {
     "DU007": LedgerImmutableError,
     "DU008": UnpricedUsageError,
     "DU009": NegativePriceError,
-    "40001": ConcurrencyError,
-    "40P01": ConcurrencyError,
+    **dict.fromkeys(("40001", "40P01", "53", "55P03", "57014"), ConcurrencyError),
+    **dict.fromkeys(("25006", "25P03", "25P04", "57P01", "57P03", "57P04", "57P05"), UnavailableError),
+    **dict.fromkeys(("08", "57P02"), OutcomeUnknownError),
 }
 
 REFUSALS: dict[str, type[DuctoError]] = {
@@ -257,14 +290,9 @@ REFUSALS: dict[str, type[DuctoError]] = {
 }
 
 
-def from_sqlstate(
-    sqlstate: str | None, message: str, detail: str | None = None, hint: str | None = None
-) -> DuctoError | None:
-    """The exception for an error the database raised, or None where the SQLSTATE is not one of ours."""
-    kind = SQLSTATES.get(sqlstate or "")
-    if kind is NotInstalledError:
-        hint = "run ducto-pg setup, or ducto_pg.setup()"
-    return kind(message, code=sqlstate, detail=detail, hint=hint) if kind else None
+def kind_of(sqlstate: str | None) -> type[DuctoError] | None:
+    """The class of an error that the database raised, or None where the SQLSTATE is not one of ours."""
+    return SQLSTATES.get(sqlstate or "") or SQLSTATES.get((sqlstate or "")[:2])
 
 
 def from_refusal(code: str, result: Any = None) -> DuctoError:

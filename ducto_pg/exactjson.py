@@ -1,13 +1,17 @@
 """JSON without binary floats: a number with a point or an exponent is a `Decimal`, read and written digit by digit."""
 
 import json
+import re
 from decimal import Decimal
+from json.encoder import encode_basestring
 from typing import Any
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def storable(value: str) -> bool:
     """Whether PostgreSQL can hold a text: it has no NUL and no half of a surrogate pair."""
-    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return not _UNSTORABLE.search(value)
 
 
 def loads(text: str | bytes) -> Any:
@@ -17,21 +21,25 @@ def loads(text: str | bytes) -> Any:
 
 def dumps(value: Any) -> str:
     """Write JSON. Decimals keep their digits and their scale; what is not JSON raises ValueError or TypeError."""
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{_key(key)}: {dumps(item)}" for key, item in value.items()]) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join([dumps(item) for item in value]) + "]"
     if isinstance(value, Decimal):
         if not value.is_finite():
             _refuse(str(value))
         return format(value, "f")
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)}: {dumps(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(dumps, value)) + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value, allow_nan=False)
 
 
 def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a JSON key must be text, not {key!r}")
-    return json.dumps(key, ensure_ascii=False)
+    return encode_basestring(key)
 
 
 def _refuse(number: str) -> None:

@@ -555,10 +555,15 @@ class PricingConfigHistoryItem(Answer):
 
 
 class SetupResult(BaseModel):
-    """What `setup()` created or changed; with errors, nothing was changed at all."""
+    """What `setup()` created or changed; with errors, nothing was changed at all.
+
+    `repaired` names what had been dropped, replaced, disabled or ungranted since the last setup and is right again, and
+    what an older release had left and is gone. Tables and RPCs among it are in the other lists too.
+    """
 
     tables_created: list[str] = Field(default_factory=list)
     rpcs_created: list[str] = Field(default_factory=list)
+    repaired: list[str] = Field(default_factory=list)
     errors: list[str] = Field(default_factory=list)
 
     @property

@@ -242,29 +242,6 @@ select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.r
 from ducto_private.transactions as t
 left join ducto_private.transaction_details as d on d.transaction_id = t.transaction_id and d.account_id = t.account_id;
 
--- erase_user() may empty the free texts; nothing else of a row ever changes.
-create function ducto_private.refuse_change() returns trigger
-language plpgsql
-as $$
-begin
-  if tg_op = 'UPDATE' then
-    if new *= jsonb_populate_record(old, '{"metadata": null, "reason": null, "reference": null}'::jsonb) then
-      return new;
-    end if;
-  end if;
-  raise exception 'the ledger is append-only: % of ducto_private.% is refused', lower(tg_op), tg_table_name
-    using errcode = 'DU007', hint = 'Correct a mistake by a row of its own: refund_credits, remove_credits or add_credits.';
-end
-$$;
-create trigger append_only before update or delete on ducto_private.transactions
-  for each row execute function ducto_private.refuse_change();
-create trigger append_only_truncate before truncate on ducto_private.transactions
-  for each statement execute function ducto_private.refuse_change();
-create trigger append_only before update or delete on ducto_private.transaction_details
-  for each row execute function ducto_private.refuse_change();
-create trigger append_only_truncate before truncate on ducto_private.transaction_details
-  for each statement execute function ducto_private.refuse_change();
-
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Holds
 

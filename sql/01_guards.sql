@@ -1,13 +1,12 @@
 -- Ids and the checks that stop bad input at the door.
 
 -- Time-ordered ids (UUID version 7), so that index inserts stay at the right-hand edge: new_id(), and the defaults of the
--- ledger's and the holds' own ids, which spare them the call.
+-- ledger's and the holds' own ids, which spare them the call. PostgreSQL 18's uuidv7() takes 2 us where this takes 4, but a
+-- database dumped with it could not be restored into an older server.
 do $do$
 declare
-  v_id constant text := case
-    when current_setting('server_version_num')::integer >= 180000 then 'uuidv7()'
-    else $e$(overlay('0' || to_hex((date_part('epoch', clock_timestamp()) * 4096000)::bigint) placing '7' from 13 for 0)
-      || right(gen_random_uuid()::text, 17))::uuid$e$ end;
+  v_id constant text := $e$(overlay('0' || to_hex((date_part('epoch', clock_timestamp()) * 4096000)::bigint)
+    placing '7' from 13 for 0) || right(gen_random_uuid()::text, 17))::uuid$e$;
 begin
   execute format('create or replace function ducto_private.new_id() returns uuid language plpgsql volatile as %L',
     'begin return ' || v_id || '; end');

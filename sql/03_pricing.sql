@@ -139,35 +139,53 @@ begin
 end
 $$;
 
--- Makes what follows from the rows of formulas: their functions, and evaluate(), which calls them by id.
-create or replace function ducto_private.make_formulas() returns void
+-- What follows from the rows of formulas and is not there, or is something else: their functions, and evaluate(), which calls
+-- them by id. A name and the statement that makes it.
+create or replace function ducto_private.formula_drift() returns setof ducto_private.objects
+language sql stable
+as $$
+  with wanted as (
+    select format('ducto_private.%I(p_usage jsonb, p_rates numeric[])', n.name) as name, f.body, 'immutable' as volatility,
+      'safe' as parallel, format('ducto_private.%I(jsonb,numeric[])', n.name) as signature
+    from ducto_private.formulas as f
+    cross join lateral ducto_private.formula_name(f.formula_id) as n (name)
+    union all
+    select 'ducto_private.evaluate(p_formula_id bigint, p_usage jsonb, p_rates numeric[])',
+      format(E'begin\n%sreturn ducto_private.evaluate_by_name(p_formula_id, p_usage, p_rates);\nend',
+        ducto_private.branches(array(select f.formula_id from ducto_private.formulas as f order by f.formula_id))),
+      'stable', 'unsafe', 'ducto_private.evaluate(bigint,jsonb,numeric[])'
+  )
+  select 'function', w.signature,
+    format('create or replace function %s returns numeric language plpgsql %s parallel %s '
+      'set search_path = pg_catalog, pg_temp as %L; revoke all on function %s from public',
+      w.name, w.volatility, w.parallel, w.body, w.signature)
+  from wanted as w
+  left join pg_proc as p on p.oid = to_regprocedure(w.signature)
+  where p.oid is null or p.prosrc <> w.body or p.provolatile <> left(w.volatility, 1)::"char"
+    or p.proparallel <> left(w.parallel, 1)::"char" or p.prosecdef or p.proisstrict or p.prorettype <> 'numeric'::regtype
+    or p.proconfig is distinct from '{"search_path=pg_catalog, pg_temp"}'
+    or p.prolang <> (select l.oid from pg_language as l where l.lanname = 'plpgsql')
+$$;
+
+-- Makes it, and answers what it made.
+create or replace function ducto_private.make_formulas() returns text[]
 language plpgsql volatile
 as $$
 declare
-  v_name text;
-  v_body text;
+  v_made ducto_private.objects;
+  v_names text[] := '{}';
 begin
-  for v_name, v_body in
-    select n.name, f.body
-    from ducto_private.formulas as f
-    cross join lateral ducto_private.formula_name(f.formula_id) as n (name)
-    where to_regprocedure(format('ducto_private.%I(jsonb, numeric[])', n.name)) is null
-    order by f.formula_id
+  for v_made in
+    select d.* from ducto_private.formula_drift() as d
   loop
-    execute format('create function ducto_private.%I(p_usage jsonb, p_rates numeric[]) returns numeric '
-      'language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as %L', v_name, v_body);
-    execute format('revoke all on function ducto_private.%I(jsonb, numeric[]) from public', v_name);
+    begin
+      execute v_made.definition;
+    exception when invalid_function_definition then
+      execute format('drop function %s; %s', v_made.name, v_made.definition);
+    end;
+    v_names := v_names || ('function ' || v_made.name);
   end loop;
-  v_body := format(E'begin\n%sreturn ducto_private.evaluate_by_name(p_formula_id, p_usage, p_rates);\nend',
-    ducto_private.branches(array(select f.formula_id from ducto_private.formulas as f order by f.formula_id)));
-  if not exists (
-    select from pg_proc as p
-    where p.oid = to_regprocedure('ducto_private.evaluate(bigint, jsonb, numeric[])') and p.prosrc = v_body)
-  then
-    execute format('create or replace function ducto_private.evaluate(p_formula_id bigint, p_usage jsonb, p_rates numeric[]) '
-      'returns numeric language plpgsql stable set search_path = pg_catalog, pg_temp as %L', v_body);
-    revoke all on function ducto_private.evaluate(bigint, jsonb, numeric[]) from public;
-  end if;
+  return v_names;
 end
 $$;
 

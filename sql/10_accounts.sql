@@ -244,10 +244,10 @@ begin
   if ducto_private.is_due(p_account, p_now) is not true then
     return p_account;
   end if;
-  select coalesce(sum(r.held), 0), count(*), min(r.expires_at)
+  select coalesce(sum(h.held), 0), count(*), min(h.expires_at)
   into p_account.held, p_account.holds, p_account.holds_due_at
-  from ducto_private.holds as r
-  where r.account_id = p_account.account_id and r.status = 'active' and r.expires_at > p_now;
+  from ducto_private.holds as h
+  where h.account_id = p_account.account_id and h.status = 'active' and h.expires_at > p_now;
   if p_account.lots > 0 then
     select p_account.balance - coalesce(sum(d.expired), 0), p_account.lots - count(*) filter (where d.expired = d.remainder)
     into p_account.balance, p_account.lots
@@ -274,9 +274,9 @@ declare
   v_step ducto_private.due_lot;
   v_id uuid;
 begin
-  update ducto_private.holds as r
-  set status = 'expired', ended_at = r.expires_at
-  where r.account_id = p_account_id and r.status = 'active' and r.expires_at <= p_now;
+  update ducto_private.holds as h
+  set status = 'expired', ended_at = h.expires_at
+  where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now;
   foreach v_step in array v_steps loop
     v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_refers_to => v_step.transaction_id,
       p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
@@ -285,12 +285,12 @@ begin
       'transaction_id', v_step.transaction_id, 'amount', v_step.expired, 'expires_at', v_step.expires_at), p_now);
   end loop;
   update ducto_private.accounts as a
-  set held = h.held, holds = h.holds, holds_due_at = h.due_at
+  set held = o.held, holds = o.holds, holds_due_at = o.due_at
   from (
-    select coalesce(sum(r.held), 0) as held, count(*) as holds, min(r.expires_at) as due_at
-    from ducto_private.holds as r
-    where r.account_id = p_account_id and r.status = 'active'
-  ) as h
+    select coalesce(sum(h.held), 0) as held, count(*) as holds, min(h.expires_at) as due_at
+    from ducto_private.holds as h
+    where h.account_id = p_account_id and h.status = 'active'
+  ) as o
   where a.account_id = p_account_id;
   perform ducto_private.count_lots(p_account_id, p_now);
   return cardinality(v_steps);

@@ -17,9 +17,9 @@ begin
     select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq)) as expired
     from (
       select l.*, sum(l.remainder) over (order by l.expires_at, l.seq) - coalesce((
-        select sum(r.held)
-        from ducto_private.holds as r
-        where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now and r.created_at < l.expires_at), 0)
+        select sum(h.held)
+        from ducto_private.holds as h
+        where h.account_id = p_account_id and h.status = 'active' and h.expires_at > p_now and h.created_at < l.expires_at), 0)
         as unheld
       from ducto_private.credit_lots as l
       where l.account_id = p_account_id and l.remainder > 0 and l.expires_at <= p_now
@@ -51,9 +51,9 @@ begin
         from ducto_private.credit_lots as l
         where l.account_id = a.account_id and l.remainder > 0
         union
-        select r.expires_at
-        from ducto_private.holds as r
-        where r.account_id = a.account_id and r.status = 'active'
+        select h.expires_at
+        from ducto_private.holds as h
+        where h.account_id = a.account_id and h.status = 'active'
       ) as e
       where a.account_id = p_account_id and a.changed_at <= p_now and e.at <= p_now
     ) as m

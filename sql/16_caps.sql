@@ -107,10 +107,10 @@ begin
       v_held := p_held;
       if p_held > 0 and v_cap.model <> '' then
         v_held := (
-          select coalesce(sum(r.held), 0)
-          from ducto_private.holds as r
-          where r.account_id = p_account_id and r.status = 'active' and r.expires_at > p_now
-            and v_cap.model in (r.model, r.resolved_model));
+          select coalesce(sum(h.held), 0)
+          from ducto_private.holds as h
+          where h.account_id = p_account_id and h.status = 'active' and h.expires_at > p_now
+            and v_cap.model in (h.model, h.resolved_model));
       end if;
       v_after := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
       v_exceeds := v_cap.spent + v_after > v_cap.cap_limit and v_after > least(v_held, greatest(0, p_held::numeric - p_left));
@@ -206,9 +206,9 @@ declare
   v_demand numeric;
 begin
   v_held := (
-    select coalesce(sum(r.held), 0)
-    from ducto_private.holds as r
-    where r.account_id = p_member.account_id and r.status = 'active' and r.expires_at > p_now and r.member_id = p_member.user_id);
+    select coalesce(sum(h.held), 0)
+    from ducto_private.holds as h
+    where h.account_id = p_member.account_id and h.status = 'active' and h.expires_at > p_now and h.member_id = p_member.user_id);
   v_demand := least(v_held + p_amount, greatest(0, p_held::numeric + p_amount - p_left));
   return v_demand > least(v_held, greatest(0, p_held::numeric - p_left))
     and ducto_private.member_spent(p_member, p_now, p_zone) + v_demand > p_member.spend_cap;

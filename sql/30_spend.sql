@@ -310,10 +310,10 @@ begin
           if v_request.hold_id is not null then
             v_admits := v_request.action = 'extend';
             v_id := ducto_private.to_id(v_request.hold_id);
-            select r.*
+            select h.*
             into v_hold
-            from ducto_private.holds as r
-            where r.hold_id = v_id and r.account_id = p_account_id;
+            from ducto_private.holds as h
+            where h.hold_id = v_id and h.account_id = p_account_id;
             if not found or not v_admits and v_hold.member_id is distinct from v_request.member_id then
               v_error := 'reservation_not_found';
             elsif v_admits then
@@ -541,11 +541,11 @@ begin
                 else v_hold.expires_at end;
               v_account.holds := v_account.holds + 1;
             else
-              update ducto_private.holds as r
-              set held = r.held + v_amount,
-                expires_at = greatest(r.expires_at, v_now + make_interval(secs => v_request.ttl_seconds))
-              where r.hold_id = v_hold.hold_id and r.account_id = p_account_id
-              returning r.hold_id, r.held, r.expires_at into v_id, v_hold.held, v_hold.expires_at;
+              update ducto_private.holds as h
+              set held = h.held + v_amount,
+                expires_at = greatest(h.expires_at, v_now + make_interval(secs => v_request.ttl_seconds))
+              where h.hold_id = v_hold.hold_id and h.account_id = p_account_id
+              returning h.hold_id, h.held, h.expires_at into v_id, v_hold.held, v_hold.expires_at;
             end if;
             v_account.held := v_account.held + v_amount;
             v_account.revision := v_account.revision + 1;
@@ -599,14 +599,14 @@ begin
               where a.account_id = p_account_id;
             end if;
             if not v_admits then
-              update ducto_private.holds as r
-              set charged = r.charged + v_amount,
-                held = case when v_request.final then 0 else greatest(0, r.held - v_amount) end,
-                status = case when v_request.final then 'settled' else r.status end,
-                ended_at = case when v_request.final then coalesce(r.ended_at, v_now) else r.ended_at end,
+              update ducto_private.holds as h
+              set charged = h.charged + v_amount,
+                held = case when v_request.final then 0 else greatest(0, h.held - v_amount) end,
+                status = case when v_request.final then 'settled' else h.status end,
+                ended_at = case when v_request.final then coalesce(h.ended_at, v_now) else h.ended_at end,
                 settled_by = case when v_request.final and v_request.key is null then v_id end
-              where r.hold_id = v_hold.hold_id and r.account_id = p_account_id
-              returning r.held into v_hold.held;
+              where h.hold_id = v_hold.hold_id and h.account_id = p_account_id
+              returning h.held into v_hold.held;
               if v_held is not null then
                 v_account.held := v_account.held - (v_held - v_hold.held);
                 v_account.holds := v_account.holds - v_request.final::integer;

@@ -30,10 +30,10 @@ declare
   v_id uuid := ducto_private.to_id(p_reservation_id);
   v_hold ducto_private.holds;
 begin
-  select r.*
+  select h.*
   into v_hold
-  from ducto_private.holds as r
-  where r.hold_id = v_id and (p_user_id is null or r.account_id = p_user_id);
+  from ducto_private.holds as h
+  where h.hold_id = v_id and (p_user_id is null or h.account_id = p_user_id);
   return v_hold;
 end
 $$;
@@ -193,17 +193,17 @@ begin
   elsif v_hold.status <> 'released' then
     perform ducto_private.expire(v_account, v_now);
     update ducto_private.accounts as a
-    set held = a.held - case r.status when 'active' then r.held else 0 end,
-      holds = a.holds - (r.status = 'active')::integer,
-      lots_due_at = case when a.lots > 0 and r.status = 'active' then v_now else a.lots_due_at end,
+    set held = a.held - case h.status when 'active' then h.held else 0 end,
+      holds = a.holds - (h.status = 'active')::integer,
+      lots_due_at = case when a.lots > 0 and h.status = 'active' then v_now else a.lots_due_at end,
       revision = a.revision + 1,
       changed_at = v_now
-    from ducto_private.holds as r
-    where a.account_id = v_account.account_id and r.hold_id = v_hold.hold_id and r.account_id = a.account_id
+    from ducto_private.holds as h
+    where a.account_id = v_account.account_id and h.hold_id = v_hold.hold_id and h.account_id = a.account_id
     returning a.* into v_account;
-    update ducto_private.holds as r
-    set status = 'released', held = 0, ended_at = coalesce(r.ended_at, v_now)
-    where r.hold_id = v_hold.hold_id and r.account_id = v_account.account_id;
+    update ducto_private.holds as h
+    set status = 'released', held = 0, ended_at = coalesce(h.ended_at, v_now)
+    where h.hold_id = v_hold.hold_id and h.account_id = v_account.account_id;
   end if;
   v_account := ducto_private.without_expired(v_account, v_now);
   return row(v_hold.hold_id, coalesce(v_hold.member_id, v_hold.account_id), 0, v_account.balance, v_account.held, null,
@@ -257,13 +257,13 @@ begin
   perform ducto_private.check_limit(coalesce(p_limit, 50));
   v_now := (ducto_private.read_account(p_user_id)).changed_at;
   return query
-  select h.*
-  from ducto_private.holds as r
-  cross join lateral ducto_private.hold_answer(r, v_now) as h
-  where r.account_id = p_user_id
-    and r.created_at < coalesce(p_before, 'infinity')
-    and (not coalesce(p_active, true) or r.status = 'active' and r.expires_at > v_now)
-  order by r.created_at desc
+  select x.*
+  from ducto_private.holds as h
+  cross join lateral ducto_private.hold_answer(h, v_now) as x
+  where h.account_id = p_user_id
+    and h.created_at < coalesce(p_before, 'infinity')
+    and (not coalesce(p_active, true) or h.status = 'active' and h.expires_at > v_now)
+  order by h.created_at desc
   fetch first coalesce(p_limit, 50) rows with ties;
 end
 $$;

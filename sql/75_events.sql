@@ -100,9 +100,9 @@ begin
         and t.transaction_id = d.transaction_id and t.account_id = d.account_id and p_user_id in (t.account_id, t.member_id)
       returning 1
     ), holds as (
-      update ducto_private.holds as r
+      update ducto_private.holds as h
       set metadata = null
-      where r.account_id = v_account.account_id and p_user_id in (r.account_id, r.member_id) and r.metadata is not null
+      where h.account_id = v_account.account_id and p_user_id in (h.account_id, h.member_id) and h.metadata is not null
       returning 1
     ), events as (
       update ducto_private.events as e

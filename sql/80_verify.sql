@@ -1,4 +1,4 @@
--- The invariants of the ledger, asked of the data itself.
+-- The invariants of the ledger, asked of the data itself, and whether the objects are there that keep them.
 
 -- Without the JIT compiler, which would work for seconds on so large a query.
 create or replace function ducto.verify_ledger(p_account_id text default null) returns setof ducto.violation
@@ -6,9 +6,28 @@ language plpgsql stable
 set jit = off
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
-  v_zone text := ducto_private.ledger_zone();
+  v_now constant timestamptz := clock_timestamp();
+  v_zone text;
 begin
+  if p_account_id is null then
+    return query
+    select null::text, 'catalog', case when d.expected is null then 'none' when d.actual is null then 'there' else 'as setup made it' end,
+      case when d.ghost then 'an overload of ours' when d.expected is null then 'not of ours' when d.actual is null then 'missing'
+        else 'something else' end,
+      d.kind || ' ' || d.name, null::text
+    from ducto_private.drift() as d
+    order by 5;
+    -- What is missing may be needed to look at the rest.
+    if exists (select from ducto_private.drift() as d where d.actual is null) then
+      return;
+    end if;
+    return query
+    select null::text, 'catalog', 'as its row says', case when to_regprocedure(d.name) is null then 'missing' else 'something else' end,
+      'function ' || d.name, null::text
+    from ducto_private.formula_drift() as d
+    order by 5;
+  end if;
+  v_zone := ducto_private.ledger_zone();
   return query
   with rows as (
     select t.*,
@@ -365,4 +384,4 @@ begin
 end
 $$;
 comment on function ducto.verify_ledger is
-  'One row per violated invariant of an account, or of all; none when the ledger is sound. One snapshot, no locks.';
+  'One row per violated invariant of an account, or of all, then also for each object that is missing, replaced or not ours; none when all is sound. One snapshot, no locks.';

@@ -1,5 +1,4 @@
--- Who may call what, and what settings the functions have. The rules go by names, so that a new function falls under them
--- without being listed.
+-- Who may call what. The rules go by names, so that a new function falls under them without being listed.
 
 -- The audiences of an RPC: `call` uses credits, `admin` gives them and sets terms, `own` is the end user's own.
 create or replace function ducto_private.audiences(p_function name) returns text[]
@@ -18,16 +17,19 @@ $$;
 
 -- Brings the privileges on our three schemas to what they shall be and changes nothing that already is so: rights of
 -- PUBLIC, anon and authenticated that no rule gives go, on ducto_private those of everybody but the owner. Roles given
--- here are remembered and get what is new at each later run, until p_revoke_from. A role that was dropped, or lost
--- its usage of the schema by hand, is forgotten.
+-- here are remembered and get what is new or was lost at each later run, until p_revoke_from. A role that was dropped is
+-- forgotten, also where another has its name by now; in a copy of this database in another cluster, names decide.
+-- Answers what it changed.
 create or replace function ducto_private.apply_grants(
   p_grant_to text[] default '{}', p_grant_admin_to text[] default '{}', p_grant_read_to text[] default '{}',
-  p_revoke_from text[] default '{}') returns void
+  p_revoke_from text[] default '{}') returns text[]
 language plpgsql volatile
 as $$
 declare
+  v_system constant bigint := (select s.system_identifier from pg_control_system() as s);
   v_role text;
   v_statement text;
+  v_changes text[];
 begin
   foreach v_role in array p_grant_to || p_grant_admin_to || p_grant_read_to loop
     if v_role in ('anon', 'authenticated') then
@@ -48,24 +50,31 @@ begin
   end loop;
 
   delete from ducto_private.grants as g
-  where g.role_name = any (p_revoke_from)
-    or (g.kind = 'none' and g.role_name = any (p_grant_to || p_grant_admin_to))
-    or (g.kind <> 'none' and not exists (
+  where g.role_name = any (p_revoke_from) or (g.kind = 'none' and g.role_name = any (p_grant_to || p_grant_admin_to));
+  with gone as (
+    delete from ducto_private.grants as g
+    where not exists (
       select from pg_roles as r
-      join pg_namespace as n on n.nspname = case g.kind when 'read' then 'ducto_read' else 'ducto' end
-      cross join aclexplode(n.nspacl) as a
-      where r.rolname = g.role_name and a.grantee = r.oid));
-  insert into ducto_private.grants (role_name, kind)
-  select w.role_name, w.kind
+      where r.rolname = g.role_name and (r.oid = g.role_id or g.system_id <> v_system))
+    returning g.role_name
+  )
+  select coalesce(array_agg(distinct format('role %I, which was dropped: forgotten', g.role_name)), '{}')
+  into v_changes
+  from gone as g;
+  update ducto_private.grants as g
+  set role_id = r.oid, system_id = v_system
+  from pg_roles as r
+  where r.rolname = g.role_name and g.system_id <> v_system;
+  insert into ducto_private.grants (role_name, kind, role_id, system_id)
+  select w.role_name, w.kind, r.oid, v_system
   from (
     select unnest(p_grant_to) as role_name, 'call' as kind
     union select unnest(p_grant_admin_to), 'admin'
     union select unnest(p_grant_read_to), 'read'
-    union select r.rolname, 'none'
-      from pg_roles as r
-      where r.rolname = any (p_revoke_from) and r.rolname in ('service_role', 'authenticated')
-        and r.rolname <> all (p_grant_to || p_grant_admin_to)
+    union select unnest(p_revoke_from), 'none'
   ) as w
+  join pg_roles as r on r.rolname = w.role_name
+  where w.kind <> 'none' or w.role_name in ('service_role', 'authenticated') and w.role_name <> all (p_grant_to || p_grant_admin_to)
   on conflict do nothing;
 
   for v_statement in
@@ -127,35 +136,18 @@ begin
         select from held as h
         where h.type = w.type and h.name = w.name and h.privilege = w.privilege and h.role = w.role)
     )
-    select format(case c.step when 1 then 'revoke %s on %s %s from %s cascade' else 'grant %s on %s %s to %s' end,
+    select format(case c.step when 1 then 'revoke %s on %s %s from %s' else 'grant %s on %s %s to %s' end,
       c.privilege, c.type, string_agg(c.name, ', ' order by c.name),
       case c.role when 0 then 'public' else quote_ident(pg_get_userbyid(c.role)) end)
     from changes as c
     group by c.step, c.privilege, c.type, c.role
     order by c.step, c.type, c.privilege, c.role
   loop
-    execute v_statement;
+    execute v_statement || case when starts_with(v_statement, 'revoke') then ' cascade' else '' end;
+    v_changes := v_changes || v_statement;
   end loop;
+  return v_changes;
 end
 $$;
 comment on function ducto_private.apply_grants is
   'Grants and revokes the rights on ducto and ducto_read by role; setup() calls it last. Without arguments it applies what is remembered.';
-
--- What all our functions have in common, said once. RPCs run as the owner, and no caller's search path, temporary
--- objects or settings reach into any function.
-do $$
-declare
-  v_function record;
-begin
-  for v_function in
-    select p.oid::regprocedure as name, p.pronamespace = 'ducto'::regnamespace as is_rpc
-    from pg_proc as p
-    where p.pronamespace in ('ducto'::regnamespace, 'ducto_private'::regnamespace) and p.prokind = 'f'
-  loop
-    execute format('alter function %s set search_path = pg_catalog, pg_temp', v_function.name);
-    if v_function.is_rpc then
-      execute format('alter function %s security definer set standard_conforming_strings = on', v_function.name);
-    end if;
-  end loop;
-end
-$$;

@@ -1,4 +1,4 @@
-"""One server for the run, one database with ducto_pg in it as the template, a fresh clone of that for each test."""
+"""One server for each process of the run, on it a template database with ducto_pg, and a fresh clone for each test."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,12 +16,23 @@ import ducto_pg
 from ducto_pg import servers
 from ducto_pg.embedded import Server
 
+pytest_plugins = ["ledger_helpers", "sessions"]
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 Connect = Callable[..., Connection]
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+# Without jit, which compiles for longer than a test's queries run.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "jit": "off", "max_connections": "200"}
 
 _names = (f"ducto_test_{os.getpid()}_{number}" for number in count())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` starts, each with a server of its own (roles belong to a server): as many as there
+    are cores, at least two. None for a few files or a keyword, nor for a server that they would have to share."""
+    few = config.option.keyword or not any(os.path.isdir(argument) for argument in config.args)
+    return 0 if few or os.environ.get("DUCTO_PG_TEST_DSN") else max(2, os.cpu_count() or 2)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The PostgreSQL server of this run."""
+    """The PostgreSQL server of this process."""
     major: int | None = getattr(request, "param", None)
     with open_major(major, FAST) if major else servers.open_server(FAST) as opened:
         yield opened
@@ -107,6 +118,7 @@ class Clock:
             $$
             """
         )
+        connection.execute("select ducto_private.store_objects()")
 
     def now(self) -> datetime:
         """The present time in UTC."""

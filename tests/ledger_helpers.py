@@ -229,10 +229,9 @@ class Ledger:
         cursor = self.conn.execute(text.encode(), [self.plain(value) for value in values] or None)
         return cursor.fetchall() if cursor.description else []
 
-    def tables(self) -> dict[str, Any]:
+    def tables(self) -> dict[str, str]:
         """What is in each table."""
-        ((query,),) = self.sql(_TABLES)
-        return dict(self.sql(query))
+        return contents(self.conn)
 
     def publish(self, **changes: Any) -> None:
         """Publish and activate the usual prices with changes; a change to None leaves a section out."""
@@ -249,9 +248,15 @@ class Ledger:
         return self.run(ask.verify_ledger())
 
 
-@contextmanager
-def open_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    """A database of its own with the usual prices."""
+def contents(conn: Connection) -> dict[str, str]:
+    """The digest of all rows of each table."""
+    ((query,),) = conn.execute(_TABLES).fetchall()
+    return dict(conn.execute(query).fetchall())
+
+
+@pytest.fixture(scope="module")
+def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
+    """A database of this file's own with the usual prices."""
     with _database(server, template_db) as (_, dsn), psycopg.connect(dsn, autocommit=True) as conn:
         ledger = Ledger(conn, Clock(conn))
         ledger.publish()
@@ -266,6 +271,13 @@ def rolled_back(ledger: Ledger) -> Iterator[Ledger]:
         sentence.clock.set("2026-01-01")
         yield sentence
         assert sentence.violations() == []
+
+
+@pytest.fixture
+def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
+    """The file's database as it was, at the start of 2026; what a test does to it is undone."""
+    with rolled_back(module_ledger) as ledger:
+        yield ledger
 
 
 def prices(**changes: Any) -> Step:
@@ -416,3 +428,20 @@ def tell(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
     for step in given:
         step(ledger)
     check(ledger, call)
+
+
+# What many stories begin with.
+LONG = "x" * 256
+FREE = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
+rich = ask.add_credits("u", 100)
+poor = ask.add_credits("u", 1)
+hold = ask.reserve_credits("u", 30)
+charge = ask.deduct("u", costs(30))
+free = prices(plans=FREE, default_plan="free")
+debt = prices(overrun="debt")
+reject = prices(overrun="reject")
+
+
+def settle(points: int, user: str = "u", **more: Any) -> Call:
+    """The first hold is settled."""
+    return ask.deduct(user, costs(points), hold="@hold1", **more)

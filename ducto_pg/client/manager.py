@@ -2,20 +2,27 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from functools import cache
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import psycopg
-from psycopg.adapt import Buffer, Loader
+from psycopg.adapt import AdaptersMap, Buffer, Loader
+from psycopg.postgres import register_default_adapters
 from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
-from psycopg.types.numeric import NumericBinaryLoader, NumericLoader
 
 from ducto_pg import exactjson
 from ducto_pg.client.calls import Calls, Statement
-from ducto_pg.errors import InvalidArgumentError, from_sqlstate
+from ducto_pg.errors import DuctoError, InvalidArgumentError, OutcomeUnknownError, UnavailableError, kind_of
 from ducto_pg.install.setup import SetupOptions, asetup, check_dsn, setup
 from ducto_pg.models import SetupResult
 
@@ -32,13 +39,21 @@ class CreditManager(Calls):
     own writes stand or fall together. On a pool or a DSN each call is a committed transaction of its own; for a DSN one
     connection is opened at the first call and kept (threads take turns), until `close()` or the end of a `with` block.
 
-    Errors of the connection itself, and of missing rights, are psycopg's own.
+    Where an error says "elsewhere", the connection of a DSN is closed, and the next call opens a new one. Errors of
+    missing rights are psycopg's own.
     """
 
     def __init__(self, source: "psycopg.Connection[Any] | ConnectionPool[Any] | str") -> None:
+        self._connection: Callable[[], AbstractContextManager[psycopg.Connection[Any]]]
         if isinstance(source, str):
             check_dsn(source)
-        elif not isinstance(source, psycopg.Connection) and not _is_pool(source, asynchronous=False):
+            self._dsn = source
+            self._connection = self._kept_connection
+        elif isinstance(source, psycopg.Connection):
+            self._connection = lambda: nullcontext(source)
+        elif _is_pool(source, asynchronous=False):
+            self._connection = source.connection
+        else:
             raise TypeError(f"CreditManager takes a psycopg connection, a pool or a DSN, not {type(source)}")
         self._source = source
         self._kept: psycopg.Connection[Any] | None = None
@@ -51,12 +66,21 @@ class CreditManager(Calls):
 
     def run(self, statement: Statement[T]) -> T:
         """Run a statement of `ducto_pg.client.calls` and read its answer."""
-        with _errors(), self._connection() as conn, psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-            _read_exactly(cursor)
-            cursor.execute(statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None)
-            while cursor.nextset():
-                pass
-            return statement.read(cursor.fetchall())
+        sent = False
+        try:
+            with self._connection() as conn:
+                sent = not conn.closed
+                cursor = _Cursor(conn, row_factory=tuple_row)
+                cursor.execute(
+                    statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None
+                )
+                while cursor.nextset():
+                    pass
+                return statement.read(cursor.fetchall())
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            if ours := _ours(error, sent):
+                raise ours from error
+            raise
 
     def close(self) -> None:
         """Close the connection that a DSN opened; one of the caller's is left alone."""
@@ -70,26 +94,33 @@ class CreditManager(Calls):
         self.close()
 
     @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        if isinstance(self._source, psycopg.Connection):
-            yield self._source
-        elif isinstance(self._source, str):
-            with self._lock:
-                if self._kept is None or self._kept.closed:
-                    self._kept = psycopg.connect(self._source, autocommit=True)
-            yield self._kept
-        else:
-            with self._source.connection() as conn:
-                yield conn
+    def _kept_connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """The one of a DSN, opened if need be; one whose server sends us elsewhere is closed."""
+        with self._lock:
+            if self._kept is None or self._kept.closed:
+                self._kept = psycopg.Connection.connect(self._dsn, autocommit=True)
+            try:
+                yield self._kept
+            except psycopg.Error as error:
+                if _leads_elsewhere(error):
+                    self._kept.close()
+                raise
 
 
 class AsyncCreditManager(Calls):
     """`CreditManager` on an async psycopg connection, an async pool, or a DSN: every call is a coroutine."""
 
     def __init__(self, source: "psycopg.AsyncConnection[Any] | AsyncConnectionPool[Any] | str") -> None:
+        self._connection: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
         if isinstance(source, str):
             check_dsn(source)
-        elif not isinstance(source, psycopg.AsyncConnection) and not _is_pool(source, asynchronous=True):
+            self._dsn = source
+            self._connection = self._kept_connection
+        elif isinstance(source, psycopg.AsyncConnection):
+            self._connection = lambda: nullcontext(source)
+        elif _is_pool(source, asynchronous=True):
+            self._connection = source.connection
+        else:
             raise TypeError(
                 f"AsyncCreditManager takes an async psycopg connection, an async pool or a DSN, not {type(source)}"
             )
@@ -104,15 +135,21 @@ class AsyncCreditManager(Calls):
 
     async def run(self, statement: Statement[T]) -> T:
         """Run a statement of `ducto_pg.client.calls` and read its answer."""
-        with _errors():
-            async with self._connection() as conn, psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
-                _read_exactly(cursor)
+        sent = False
+        try:
+            async with self._connection() as conn:
+                sent = not conn.closed
+                cursor = _AsyncCursor(conn, row_factory=tuple_row)
                 await cursor.execute(
                     statement.sql, statement.arguments, prepare=False, binary=statement.arguments is not None
                 )
                 while cursor.nextset():
                     pass
                 return statement.read(await cursor.fetchall())
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            if ours := _ours(error, sent):
+                raise ours from error
+            raise
 
     async def close(self) -> None:
         """Close the connection that a DSN opened; one of the caller's is left alone."""
@@ -126,17 +163,17 @@ class AsyncCreditManager(Calls):
         await self.close()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        if isinstance(self._source, psycopg.AsyncConnection):
-            yield self._source
-        elif isinstance(self._source, str):
-            async with self._lock:
-                if self._kept is None or self._kept.closed:
-                    self._kept = await psycopg.AsyncConnection.connect(self._source, autocommit=True)
-            yield self._kept
-        else:
-            async with self._source.connection() as conn:
-                yield conn
+    async def _kept_connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """The one of a DSN, opened if need be; one whose server sends us elsewhere is closed."""
+        async with self._lock:
+            if self._kept is None or self._kept.closed:
+                self._kept = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            try:
+                yield self._kept
+            except psycopg.Error as error:
+                if _leads_elsewhere(error):
+                    await self._kept.close()
+                raise
 
 
 def _is_pool(source: object, *, asynchronous: bool) -> bool:
@@ -156,30 +193,56 @@ class _ExactJsonBinary(Loader):
         return exactjson.loads(bytes(data)[1:])  # after jsonb's version byte
 
 
-def _read_exactly(cursor: psycopg.Cursor[TupleRow] | psycopg.AsyncCursor[TupleRow]) -> None:
-    """Numbers come as Decimal through this cursor, whatever the connection is told.
-
-    Answers to calls with arguments are read in binary: their text would follow the session's DateStyle.
-    """
-    for loader in (_ExactJson, _ExactJsonBinary):
-        cursor.adapters.register_loader("jsonb", loader)
-    for numbers in (NumericLoader, NumericBinaryLoader):
-        cursor.adapters.register_loader("numeric", numbers)
+# Psycopg's own adapters, whatever a program has registered in their place, but numbers in JSON are exact.
+_ADAPTERS = AdaptersMap(types=psycopg.adapters.types)
+register_default_adapters(_ADAPTERS)
+_ADAPTERS.types["text"].register(_ADAPTERS)  # for its array
+for _loader in (_ExactJson, _ExactJsonBinary):
+    _ADAPTERS.register_loader("jsonb", _loader)
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Raises the database's errors as those of `ducto_pg.errors`; what is none of ours stays psycopg's."""
-    try:
-        yield
-    except UnicodeEncodeError as error:
+class _Cursor(psycopg.Cursor[TupleRow]):
+    """Reads the same whatever its connection was told, and in binary: text would follow the session's DateStyle."""
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        return _ADAPTERS
+
+
+class _AsyncCursor(psycopg.AsyncCursor[TupleRow]):
+    adapters = _Cursor.adapters
+
+
+def _ours(error: psycopg.Error | UnicodeEncodeError, sent: bool) -> DuctoError | None:
+    """The error of `ducto_pg.errors` for one of psycopg; None where it stays psycopg's."""
+    if isinstance(error, UnicodeEncodeError):
         what = repr(error.object[error.start : error.end])[:100]
-        raise InvalidArgumentError(f"{what} is not in the connection's client_encoding, {error.encoding}") from error
-    except psycopg.Error as error:
-        message = error.diag.message_primary or str(error)
-        ours = from_sqlstate(error.sqlstate, message, error.diag.message_detail, error.diag.message_hint)
-        if ours is None and isinstance(error, psycopg.DataError):
-            ours = InvalidArgumentError(message, code=error.sqlstate, detail=error.diag.message_detail)
-        if ours is None:
-            raise
-        raise ours from error
+        return InvalidArgumentError(f"{what} is not in the connection's client_encoding, {error.encoding}")
+    kind = kind_of(error.sqlstate)
+    if kind is None and isinstance(error, psycopg.OperationalError) and not error.sqlstate:
+        kind = OutcomeUnknownError if sent else UnavailableError
+    if kind is None and isinstance(error, psycopg.DataError):
+        kind = InvalidArgumentError
+    if kind is None:
+        return None
+    diag = error.diag
+    if kind.retry:
+        kind = _also(kind, type(error))  # type: ignore[arg-type]
+    return kind(
+        diag.message_primary or str(error), code=error.sqlstate, detail=diag.message_detail, hint=diag.message_hint
+    )
+
+
+@cache
+def _also(kind: type[DuctoError], theirs: type[psycopg.Error]) -> type[DuctoError]:
+    """`kind` that is psycopg's class too, for programs that catch that one."""
+
+    def reduce(self: DuctoError) -> tuple[Any, ...]:
+        return kind, self.args, vars(self)
+
+    return type(kind.__name__, (kind, theirs), {"__module__": kind.__module__, "__reduce__": reduce})
+
+
+def _leads_elsewhere(error: psycopg.Error) -> bool:
+    kind = kind_of(error.sqlstate)
+    return kind is not None and kind.retry == "elsewhere"

@@ -1,8 +1,8 @@
 """Puts ducto_pg into a database, or brings it up to date: the same road, and the same single statement, for both.
 
-`install.sql` is that statement: a block that looks whether it may, runs the migrations that are missing, applies `sql/`
-and the grants, and does nothing where nothing differs. `script()` prints it for psql or a migration tool; `setup()`
-runs it inside the caller's transaction and reports.
+`install.sql` is that statement: a block that looks whether it may, makes again what was dropped or replaced since the
+last one, runs the migrations that are missing, applies `sql/` and the grants, and does nothing where nothing differs.
+`script()` prints it for psql or a migration tool; `setup()` runs it inside the caller's transaction and reports.
 """
 
 import json
@@ -130,7 +130,8 @@ def script(
         sqlfiles.SqlFile(file.name, file.text.replace("{{version}}", __version__)) for file in sqlfiles.read("sql")
     ]
     checksums = {file.name: file.checksum for file in migrations}
-    contents = json.dumps([checksums, {file.name: file.checksum for file in behaviour}])
+    text = sqlfiles.template()
+    contents = json.dumps([checksums, {file.name: file.checksum for file in behaviour}, text])
     values = {
         "release": __version__,
         "version": _literal(__version__),
@@ -144,7 +145,6 @@ def script(
         "migrations": _files(migrations),
         "sql": _files(behaviour),
     }
-    text = sqlfiles.template()
     for name, value in values.items():
         text = text.replace("{{" + name + "}}", value)
     return text

@@ -43,7 +43,7 @@ class _Terms(NamedTuple):
 class PricingEngine:
     """Calculates exact costs in credits from a pricing config.
 
-        engine = PricingEngine.from_dict({"models": {"_default": "input_tokens * 0.001 + output_tokens * 0.003"}})
+        engine = PricingEngine({"models": {"_default": "input_tokens * 0.001 + output_tokens * 0.003"}})
         engine.calculate(UsageMetrics(model="claude-opus-4", input_tokens=1000, output_tokens=2000)).total  # 7.000
 
     Formulas are parsed once, here. Raises ConfigError where the config is not sound.
@@ -76,7 +76,7 @@ class PricingEngine:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """An engine for a config given as a dict. Raises ConfigError where the config is not sound."""
-        return cls(load(data))
+        return cls(data)
 
     @property
     def min_balance(self) -> int:

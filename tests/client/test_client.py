@@ -6,14 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from tempfile import TemporaryFile
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.adapt import Buffer, Loader
+from psycopg.pq import Format
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import FloatLoader
-from psycopg.types.string import TextLoader
+from psycopg.types.string import StrDumper, TextLoader
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import ducto_pg
@@ -32,12 +36,25 @@ CONFIG = {
     "plans": {"pro": {"id": "pro", "name": "Pro", "free_allowance": 10, "features": {"seats": 3, "beta": False}}},
 }
 USAGE = UsageMetrics(model="gpt-4", input_tokens=100, output_tokens=30)
+READ = ("text", "int4", "int8", "bool", "timestamptz", "date", "text[]")
 RPCS = [call for call in vars(Calls).values() if isinstance(call, Rpc)]
 
 
 def charges(name: str, value: object) -> list[dict[str, object]]:
     """A batch of a sound charge and one with this field."""
     return [{"user_id": "alice", "amount": 1}, {"user_id": "alice", name: value}]
+
+
+class Nothing(Loader):
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> None:
+        return None
+
+
+class Shouting(StrDumper):
+    def dump(self, text: str) -> bytes:
+        return text.upper().encode()
 
 
 @pytest.fixture
@@ -280,6 +297,33 @@ class TestRoundTrip:
         assert CreditManager(conn).get_active_pricing() is None
 
 
+class TestIds:
+    def test_a_uuid_is_taken_wherever_an_id_is(self, credits: CreditManager, conn: Connection) -> None:
+        user, team, key = uuid4(), uuid4(), uuid4()
+        assert credits.add_credits(user, 100, idempotency_key=key).or_raise().user_id == str(user)
+        assert credits.add_credits(str(user), 100, idempotency_key=str(key)).idempotent
+        hold = credits.reserve_credits(user, 5).or_raise()
+        assert credits.release_reservation(UUID(hold.reservation_id), user).or_raise().reserved_total == 0
+        credits.deduct_credits(user, 5).or_raise()
+        row = conn.execute("select transaction_id from ducto_read.transactions where type = 'usage'").fetchone()
+        assert row
+        assert isinstance(row[0], UUID)
+        assert credits.get_transaction(row[0], user).amount == -5
+        assert credits.refund_credits(row[0]).or_raise().new_balance == 100
+        assert credits.create_team("Reds", 10, team_id=team).or_raise().team_id == str(team)
+        credits.add_team_member(team, user).or_raise()
+        batch = [
+            {"user_id": user, "team_id": team, "amount": 1, "idempotency_key": key},
+            {"user_id": user, "amount": 2},
+        ]
+        assert [answer.error for answer in credits.deduct_batch(batch)] == [None, None]
+        assert credits.get_team_balance(team).balance == 9
+        credits.set_spend_cap(user, 0, action="notify").or_raise()
+        credits.deduct_credits(user, 1).or_raise()
+        assert credits.ack_events([UUID(event.event_id) for event in credits.fetch_events()]) > 0
+        assert credits.verify_ledger(user) == []
+
+
 class TestPublishing:
     def test_versions(self, credits: CreditManager) -> None:
         first = credits.get_active_pricing()
@@ -368,6 +412,25 @@ class TestTransactions:
                 manager.get_balance("alice")
             assert manager.get_balance("alice").balance == 80
 
+    def test_on_a_pool_a_call_takes_three_round_trips_and_one_where_it_is_autocommit(
+        self, db: str, credits: CreditManager
+    ) -> None:
+        found: list[int] = []
+        for options in ({}, {"autocommit": True}):
+            with (
+                ConnectionPool[Connection](db, min_size=1, max_size=1, kwargs=options, open=True) as pool,
+                TemporaryFile("w+") as trace,
+            ):
+                with pool.connection() as lent:
+                    lent.pgconn.trace(trace.fileno())
+                CreditManager(pool).deduct_credits("alice", 1).or_raise()
+                with pool.connection() as lent:
+                    lent.pgconn.untrace()
+                trace.seek(0)
+                found.append(trace.read().count("ReadyForQuery"))
+        assert found == [3, 1]
+        assert credits.get_balance("alice").balance == 98
+
     def test_no_statement_stays_prepared(self, credits: CreditManager, conn: Connection) -> None:
         for _ in range(10):
             credits.get_balance("alice")
@@ -376,10 +439,17 @@ class TestTransactions:
 
 class TestExactness:
     def test_whatever_the_connection_was_told(self, credits: CreditManager, conn: Connection) -> None:
+        before = credits.list_transactions("alice"), credits.reserve_credits("alice", 0)
         conn.row_factory = dict_row
         conn.adapters.register_loader("numeric", FloatLoader)
         conn.adapters.register_loader("jsonb", TextLoader)
+        for kind in READ:
+            conn.adapters.register_loader(kind, Nothing)
+        conn.adapters.register_dumper(str, Shouting)
         set_json_loads(lambda data: None, conn)
+        conn.execute("set datestyle = 'SQL, DMY'")
+        assert credits.list_transactions("alice") == before[0]
+        assert credits.reserve_credits("alice", 0).warnings == before[1].warnings == []
         price = credits.calculate_cost({"model": "gpt-4", "input_tokens": 1, "images": Decimal("0.10")})
         assert str(price.total) == "0.01"
         assert price.breakdown == {"model": "gpt-4", "input_tokens": 1, "output_tokens": 0, "tool_count": 0}
@@ -447,9 +517,22 @@ class TestExactness:
         with pytest.raises(NotInstalledError, match="version"):
             CreditManager(server_conn).version()
 
-    def test_a_call_with_wrong_arguments_is_named(self, credits: CreditManager) -> None:
-        with pytest.raises(TypeError, match="deduct: missing a required argument: 'metrics'"):
-            credits.deduct("alice")  # type: ignore[call-arg]
+    @pytest.mark.parametrize(
+        ("args", "kwargs", "message"),
+        [
+            (("alice",), {}, "deduct: missing a required argument: 'metrics'"),
+            ((), {"user_id": "alice"}, "deduct: missing a required argument: 'metrics'"),
+            (("alice", {}), {"user_id": "bob"}, "deduct: multiple values for argument 'user_id'"),
+            (("alice", {}), {"metrcs": {}}, "deduct: got an unexpected keyword argument 'metrcs'"),
+            (("alice",), {"metrcs": {}}, "deduct: missing a required argument: 'metrics'"),
+            (("alice", {}, "k", None, None, True, 7), {}, "deduct: too many positional arguments"),
+        ],
+    )
+    def test_a_call_with_wrong_arguments_is_named(
+        self, credits: CreditManager, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(TypeError, match=f"^{message}$"):
+            credits.deduct(*args, **kwargs)
 
     def test_what_is_not_ours_stays_psycopgs(self, connect: Connect, credits: CreditManager, conn: Connection) -> None:
         with conn.transaction(force_rollback=True):

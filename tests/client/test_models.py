@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import IntEnum, StrEnum
 from typing import Any, get_type_hints
 
 import psycopg
@@ -22,6 +23,15 @@ from ducto_pg.models import (
     SpendCap,
     UsageMetrics,
 )
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Name(StrEnum):
+    A = "a"
+
 
 # Class: field type [= default]; ...   A field without a default is required.
 DOCUMENTED = """
@@ -175,11 +185,11 @@ def test_refusal_raises_its_own_type(code: str) -> None:
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
     assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 26
     for code in ("22023", "DU003", "DU004", "DU005"):
-        assert issubclass(errors.SQLSTATES[code], ValueError)
-    raised = errors.from_sqlstate("40P01", "deadlock detected")
-    assert isinstance(raised, errors.ConcurrencyError)
-    assert raised.code == "40P01"
-    assert errors.from_sqlstate("42P01", "no such table") is None
+        kind = errors.kind_of(code)
+        assert kind
+        assert issubclass(kind, ValueError)
+    assert errors.kind_of("40P01") is errors.ConcurrencyError
+    assert errors.kind_of("42P01") is errors.kind_of(None) is None
 
 
 def test_a_null_is_the_empty_value_where_the_field_cannot_be_none() -> None:
@@ -321,3 +331,36 @@ def test_json_is_exact_both_ways() -> None:
         exactjson.dumps([Decimal("NaN")])
     with pytest.raises(TypeError, match="must be text"):
         exactjson.dumps({1: 2})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("1E+3"), "1000"),
+        (Decimal("-0.100"), "-0.100"),
+        (Decimal("1E-20"), "0.00000000000000000001"),
+        (10**30, "1" + "0" * 30),
+        (Level.HIGH, "3"),
+        (Name.A, '"a"'),
+        ([True, False, None, ()], "[true, false, null, []]"),
+        ({"é\n": {"😀": "\u2028"}}, '{"é\\n": {"😀": "\u2028"}}'),
+        (float("0.5"), "0.5"),
+    ],
+)
+def test_json_of(value: object, text: str) -> None:
+    assert exactjson.dumps(value) == text
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), [float("inf")], Decimal("Infinity"), {None: 1}, {"a": {2: 3}}, {1}, b""]
+)
+def test_what_is_not_json(value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        exactjson.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "storable"), [("", True), ("ü😀\uffff\ue000", True), ("a\0", False), ("\ud800", False), ("x\udfff", False)]
+)
+def test_what_postgresql_can_store(text: str, storable: bool) -> None:
+    assert exactjson.storable(text) is storable

@@ -140,7 +140,7 @@ RULES = {
     "a helper sets the same path": """
         select o.name from ours as o
         where o.schema <> 'ducto'
-          and array_remove(o.settings, 'plan_cache_mode=force_generic_plan')
+          and array_remove(array_remove(o.settings, 'plan_cache_mode=force_generic_plan'), 'quote_all_identifiers=off')
             <> '{"search_path=pg_catalog, pg_temp"}'""",
     "a name has one function": "select o.name from ours as o group by o.name having count(*) > 1",
     "every argument is named p_…, none is for output": """

@@ -1,7 +1,6 @@
 """Many charges in one call: each stands or is refused by itself, as if they had been called one by one."""
 
 import random
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -9,6 +8,8 @@ import psycopg
 import pytest
 from conftest import Clock, Connection
 from ledger_helpers import (
+    FREE,
+    LONG,
     MOST,
     UNKNOWN,
     Call,
@@ -20,27 +21,22 @@ from ledger_helpers import (
     at,
     costs,
     gives,
+    hold,
     later,
     lists,
-    open_ledger,
     prices,
     raises,
     reads,
     refuses,
     replays,
+    rich,
     rolled_back,
     table,
     team,
     tell,
 )
 
-from ducto_pg.embedded import Server
-
-LONG = "x" * 256
-PLANS = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
-rich = ask.add_credits("u", 100)
 crew = team("crew", "ann", "bob")
-hold = ask.reserve_credits("u", 30)
 
 
 def batch(*elements: Any) -> Call:
@@ -103,18 +99,6 @@ def refuses_one(error: str, **fields: Any) -> Check:
         )
 
     return check
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 # fmt: off
@@ -193,7 +177,7 @@ def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
      answers(row(5, 95), refused("spend_cap_exceeded", 95), row(4, 91))),
     ("that warns", [rich, ask.set_spend_cap("u", 9, action="warn")], batch(amount(9), amount(1)),
      answers(row(9, 91, warnings=[]), row(1, 90, warnings=["spend_cap_exceeded"]))),
-    ("an allowance", [prices(plans=PLANS), rich, ask.set_user_plan("u", "free")], batch(amount(7), amount(7)),
+    ("an allowance", [prices(plans=FREE), rich, ask.set_user_plan("u", "free")], batch(amount(7), amount(7)),
      answers(row(0, 100, allowance_used=7), row(4, 96, allowance_used=3))),
     ("lots", [prices(min_balance=0), ask.add_credits("u", 50),
      ask.add_credits("u", 20, expires_at="2026-01-10T00:00+00"), at("2026-01-10")], batch(amount(51), amount(50)),
@@ -354,7 +338,7 @@ def test_a_batch_is_its_calls_one_by_one(ledger: Ledger) -> None:
     seen = set()
     for _ in range(25):
         with rolled_back(ledger) as told:
-            told.publish(plans=PLANS, signup_bonus=20, min_balance=0, overrun=seed.choice(["debt", "reject"]))
+            told.publish(plans=FREE, signup_bonus=20, min_balance=0, overrun=seed.choice(["debt", "reject"]))
             for step in (
                 rich,
                 crew,

@@ -1,7 +1,7 @@
 """Spend caps as sentences: what they bound, what they let pass, and when their windows begin."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from unittest.mock import ANY
@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from conftest import Clock, Connection
 from ledger_helpers import (
+    LONG,
     MOST,
     WINDOWS,
     Call,
@@ -21,24 +22,21 @@ from ledger_helpers import (
     but,
     costs,
     gives,
+    hold,
     later,
     lists,
     lists_in_any_order,
-    open_ledger,
     prices,
     raises,
     reads,
     refuses,
     replays,
-    rolled_back,
     table,
     team,
     tell,
 )
+from sessions import Arena, outcomes
 
-from ducto_pg.embedded import Server
-
-LONG = "x" * 256
 PLANS = {"pro": {"id": "pro", "name": "Pro", "free_allowance": 100}}
 OVER = ["spend_cap_exceeded"]
 
@@ -48,7 +46,6 @@ monthly = ask.set_spend_cap("u", 50, "monthly")
 of_gpt = ask.set_spend_cap("u", 50, model="gpt")
 warn = ask.set_spend_cap("u", 50, action="warn")
 notify = ask.set_spend_cap("u", 50, action="notify")
-hold = ask.reserve_credits("u", 30)
 denied = refuses("spend_cap_exceeded")
 
 
@@ -61,18 +58,6 @@ def settle(amount: int, **more: Any) -> Call:
 
 
 pro = ask.set_user_plan("u", "pro")
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 # fmt: off
@@ -618,3 +603,56 @@ def test_a_window_is_the_local_day_or_month(conn: Connection, clock: Clock, zone
         for user in (kind, f"{kind}, set late"):
             ask.deduct_credits(user, uses)(ledger)
     assert ledger.violations() == []
+
+
+# Sessions that meet
+
+
+@pytest.mark.parametrize("kind", ["daily", "monthly"])
+@pytest.mark.parametrize("model", [None, "any"])
+def test_charges_under_a_cap(arena: Arena, kind: str, model: str | None) -> None:
+    arena.given(ask.add_credits("u", 1000), ask.set_spend_cap("u", 50, kind, model))
+    assert arena.race(8, ask.deduct("u", costs(10))) == {"ok": 5, "spend_cap_exceeded": 3}
+    reads(balance=950)(arena.ledger, ask.get_balance("u"))
+    reads(capped=True, current_spend=50)(arena.ledger, ask.check_spend_cap("u", model, 1))
+    assert [row["spent"] for _, row in arena.ledger.events("cap_reached")] == [50]
+    arena.sound()
+
+
+def test_holds_under_a_cap(arena: Arena) -> None:
+    arena.given(ask.add_credits("u", 1000), ask.set_spend_cap("u", 50, model="any"))
+    calls = [ask.deduct("u", costs(7)), ask.reserve("u", costs(7))]
+    counted = outcomes(arena.meet(16, lambda number: calls[number % 2]))
+    assert counted == {"ok": 7, "spend_cap_exceeded": 9}
+    arena.sound()
+
+
+def test_a_cap_that_warns_is_told_once(arena: Arena) -> None:
+    arena.given(ask.add_credits("u", 1000), ask.set_spend_cap("u", 9, action="warn"))
+    answers = arena.meet(8, lambda _: ask.deduct_credits("u", 10))
+    assert [row["warnings"] for row in answers] == [["spend_cap_exceeded"]] * 8
+    assert len(arena.ledger.events("cap_warned")) == 1
+
+
+def test_setting_one_cap(arena: Arena) -> None:
+    arena.given(ask.add_credits("u", 1000), ask.deduct_credits("u", 30))
+    answers = arena.meet(8, lambda number: ask.set_spend_cap("u", 40 + number))
+    assert outcomes(answers) == {"ok": 8}
+    assert sorted(row["revision"] for row in answers) == list(range(3, 11))
+    (cap,) = arena.ledger.run(ask.list_spend_caps("u"))
+    assert cap["limit"] == max(answers, key=lambda row: row["revision"])["limit"]
+    assert arena.race(8, ask.remove_spend_cap("u", "daily")) == {"ok": 1, "cap_not_found": 7}
+    arena.sound()
+
+
+def test_refunds_beside_charges_under_a_cap(arena: Arena) -> None:
+    arena.given(ask.add_credits("u", 1000), ask.set_spend_cap("u", 100), *[ask.deduct_credits("u", 10)] * 10)
+    charges = list(arena.ledger.ids["charge"])
+    calls = [*(ask.refund_credits(charge) for charge in charges[:8]), *[ask.deduct_credits("u", 10)] * 8]
+    answers = arena.meet(16, lambda number: calls[number])
+    made = sum(1 for row in answers[8:] if not row["error"])
+    assert outcomes(answers[:8]) == {"ok": 8}
+    reads(balance=1000 - 20 - 10 * made)(arena.ledger, ask.get_balance("u"))
+    told = arena.ledger.one(ask.check_spend_cap("u", None, 1000))
+    assert told["current_spend"] == 20 + 10 * made <= 100
+    arena.sound()

@@ -6,17 +6,16 @@ undisputed sequences are run too; `DIFFERENT` has those that go otherwise here o
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from ledger_helpers import UNKNOWN, Call, Ledger, Row, ask, at, open_ledger, rolled_back
+from ledger_helpers import UNKNOWN, Call, Ledger, Row, ask, at
 from places import CONFORMANCE
 
 from ducto_pg import CreditManager
-from ducto_pg.embedded import Server
 from ducto_pg.errors import ConfigError
 
 LIFECYCLES = CONFORMANCE / "lifecycle.json"
@@ -143,16 +142,10 @@ LIVES: dict[str, list[tuple[Any, Row]]] = {
 
 
 @pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        CreditManager(ledger.conn).publish_pricing(CONFIG)
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
+def module_ledger(module_ledger: Ledger) -> Ledger:
+    """With the collection's prices."""
+    CreditManager(module_ledger.conn).publish_pricing(CONFIG)
+    return module_ledger
 
 
 @pytest.mark.parametrize("life", LIVES)

@@ -1,16 +1,10 @@
-"""Calls that touch many accounts: no order of sessions is a deadlock, no list of ids fills the lock table, and no one's
-numbers fail the rest.
-
-Sessions are real, and who waits is seen in the server's own list. A deadlock is found at once (deadlock_timeout), so
-that none hides behind a holder that ends in time.
-"""
+"""Calls that touch many accounts: no order of sessions is a deadlock, and no list of ids fills the lock table."""
 
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,11 +13,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Clock, Connect, Connection
-from ledger_helpers import MOST, UNKNOWN
+from conftest import Connect, Connection
+from ledger_helpers import UNKNOWN, Ledger, ask
+from sessions import Arena, Cast, race, together
+from steps import connection
 
 from ducto_pg import CreditManager
-from ducto_pg.errors import DuctoError, InvalidArgumentError, OutOfRangeError
+from ducto_pg.errors import DuctoError, InvalidArgumentError
 
 Call = Callable[[CreditManager], Any]
 
@@ -43,77 +39,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bonus": CLOSED | {"signup_bonus": 50},
     "plan": CLOSED | {"default_plan": "free"},
 }
-
-
-# --- Sessions ---------------------------------------------------------------------------------------------------------
-
-
-class Cast:
-    """Sessions that call in threads of their own, and one that looks on."""
-
-    def __init__(self, connect: Connect, count: int) -> None:
-        self.monitor = connect()
-        self.sessions = [connect() for _ in range(count)]
-        for session in self.sessions:
-            session.execute("set deadlock_timeout = '20ms'")
-            session.execute("set lock_timeout = '60s'")
-        self.pool = ThreadPoolExecutor(count)
-        self.running: list[tuple[int, Future[Any]]] = []
-
-    def open(self, number: int, call: Call) -> Any:
-        """Call in a transaction that stays open."""
-        self.sessions[number].execute("begin")
-        return call(CreditManager(self.sessions[number]))
-
-    def start(self, number: int, call: Call, end: str = "", until: threading.Event | None = None) -> None:
-        """Call in a thread, in a transaction that ends so ('': its own) once `until` is set; return when the call is
-        answered or waits for a lock."""
-        session, answered = self.sessions[number], threading.Event()
-
-        def run() -> Any:
-            try:
-                if end:
-                    session.execute("begin")
-                answer = call(CreditManager(session))
-                answered.set()
-                assert until is None or until.wait(60)
-                return answer
-            finally:
-                answered.set()
-                if end:
-                    session.execute("rollback" if session.info.transaction_status.name == "INERROR" else end)
-
-        future = self.pool.submit(run)
-        self.running.append((number, future))
-        for _ in range(6000):
-            if answered.is_set() or self.waits(session):
-                return
-        raise AssertionError("the call neither was answered nor waits")
-
-    def waits(self, session: Connection) -> bool:
-        row = self.monitor.execute(
-            "select wait_event_type = 'Lock' and cardinality(pg_blocking_pids(pid)) > 0"
-            " from pg_stat_activity where pid = %s",
-            [session.info.backend_pid],
-        ).fetchone()
-        return bool(row and row[0])
-
-    def waiters(self) -> int:
-        return sum(self.waits(self.sessions[number]) for number, _ in self.running)
-
-    def answers(self) -> list[Any]:
-        """What all were answered; whatever was raised is raised here."""
-        done, self.running = self.running, []
-        return [future.result(90) for _, future in done]
-
-    def close(self) -> None:
-        self.pool.shutdown()
-
-
-def connection(manager: CreditManager) -> Connection:
-    source = manager._source
-    assert isinstance(source, psycopg.Connection)
-    return source
 
 
 def errors(answer: Any) -> set[str]:
@@ -244,6 +169,27 @@ class TestBatchesOfUnknownAccounts:
             cast.close()
             assert {owner.get_balance(user).balance for user in users} == {47}
         assert owner.verify_ledger() == []
+
+
+def test_batches_of_the_same_accounts_in_any_order(arena: Arena) -> None:
+    """None waits for one that waits for it, also where the accounts are opened by the batches themselves."""
+    users = [f"u{number}" for number in range(12)]
+    arena.ledger.publish(min_balance=0, signup_bonus=1000)
+    for turn in ("there", "opened"):
+        names = [f"{user} {turn}" for user in users]
+        if turn == "there":
+            arena.given(*(ask.set_credit_limit(name, 0) for name in names))
+
+        def charge(session: Ledger, number: int, names: list[str] = names) -> None:
+            order = names[::-1] if number % 2 else names
+            for _ in range(3):
+                for row in session.run(ask.deduct_batch([of(name) for name in order])):
+                    assert row["error"] is None
+
+        race(arena.sessions(8), charge)
+        balances = {arena.ledger.one(ask.get_balance(name))["balance"] for name in names}
+        assert balances == {1000 - 24}
+    arena.sound()
 
 
 class TestTheLockTable:
@@ -442,11 +388,10 @@ class Storm:
             session.execute("set deadlock_timeout = '10ms'")
             session.execute("set lock_timeout = '60s'")
         self.prepare()
-        with ThreadPoolExecutor(8) as pool:
-            for number in range(self.rounds):
-                self.round(number, pool)
-                if self.failures:
-                    break
+        for number in range(self.rounds):
+            self.round(number)
+            if self.failures:
+                break
         assert self.failures == []
 
     def prepare(self) -> None:
@@ -461,7 +406,7 @@ class Storm:
             for member in members:
                 self.owner.add_team_member(team, member, "member", 3000, "daily").or_raise()
 
-    def round(self, number: int, pool: ThreadPoolExecutor) -> None:
+    def round(self, number: int) -> None:
         rng = self.rng
         # Most rounds at READ COMMITTED; in the others the stricter sessions may hear 40001.
         levels = ["read committed"] if number % 4 else ["read committed", "repeatable read", "serializable"]
@@ -469,20 +414,18 @@ class Storm:
         count = rng.randint(6, 8)
         plans = [[self.turn() for _ in range(rng.randint(1, 4))] for _ in range(count)]
         chosen = [rng.choice(levels) for _ in range(count)]
-        start = threading.Barrier(count)
-        works = [
-            pool.submit(self.play, number, session, start, plan, level)
-            for session, plan, level in zip(range(count), plans, chosen, strict=True)
-        ]
-        for work in works:
-            work.result(120)
+        together(
+            [
+                partial(self.play, number, session, plan, level)
+                for session, plan, level in zip(range(count), plans, chosen, strict=True)
+            ]
+        )
         del self.holds[:-40], self.charges[:-40], self.events[:-40]
 
-    def play(self, number: int, session: int, start: threading.Barrier, turns: list[Turn], level: str) -> None:
+    def play(self, number: int, session: int, turns: list[Turn], level: str) -> None:
         conn = self.sessions[session]
         conn.execute(f"set default_transaction_isolation = '{level}'".encode())
         manager = CreditManager(conn)
-        start.wait(60)
         for turn in turns:
             try:
                 if turn.end:
@@ -679,135 +622,3 @@ class TestRounds:
     def test_many_at_random(self, connect: Connect, owner: CreditManager, seed: int) -> None:
         outcomes = blow(connect, owner, seed, 100)
         assert {"batch", "erase", "ack", "fetch", "sweep", "publish", "activate", "settle", "refund"} < set(outcomes)
-
-
-# --- One that is out of range -----------------------------------------------------------------------------------------
-
-
-class TestOutOfRange:
-    """What would pass bigint is that element's error, and a sum over many is clamped: never 22003 for all."""
-
-    @pytest.fixture
-    def rich(self, owner: CreditManager) -> CreditManager:
-        for user in ("a", "u", "z"):
-            owner.add_credits(user, MOST).or_raise()
-        owner.create_team("Team", MOST, team_id="t").or_raise()
-        owner.add_team_member("t", "u").or_raise()
-        return owner
-
-    @pytest.mark.parametrize("place", range(4))
-    @pytest.mark.parametrize("final", [True, False])
-    @pytest.mark.parametrize("team", [None, "t"])
-    def test_what_a_hold_charged(self, rich: CreditManager, place: int, final: bool, team: str | None) -> None:
-        of_team = {"team_id": team} if team else {}
-        taken = rich.reserve_team_credits(team, "u", 10) if team else rich.reserve_credits("u", 10)
-        hold = {"reservation_id": taken.or_raise().reservation_id, **of_team}
-        rich.deduct_batch([of("u", MOST - 3, final=False, **hold)])[0].or_raise()
-        charges = [of("a"), of("z"), of("u", 2, **of_team)]
-        charges.insert(place, of("u", 5, final=final, idempotency_key="k", **hold))
-        answers = rich.deduct_batch(charges)
-        assert [row.error for row in answers] == [
-            "out_of_range" if number == place else None for number in range(len(charges))
-        ]
-        assert rich.get_reservation(taken.reservation_id).charged == MOST - 3
-        settle = partial(rich.deduct_team_credits, team) if team else rich.deduct_credits
-        with pytest.raises(OutOfRangeError, match="what the hold charged"):
-            settle("u", 5, taken.reservation_id, final=final)
-        # Not remembered: a smaller amount under its key is a first request.
-        (end,) = rich.deduct_batch([of("u", 3, idempotency_key="k", **hold)])
-        assert (end.error, end.idempotent) == (None, False)
-        assert rich.verify_ledger() == []
-
-    def test_a_balance_below(self, rich: CreditManager) -> None:
-        holds = [rich.reserve_credits("u", 1).or_raise().reservation_id for _ in range(3)]
-        answers = rich.deduct_batch(
-            [
-                of("u", MOST, reservation_id=holds[0]),
-                of("a"),
-                of("u", MOST, reservation_id=holds[1]),
-                of("u", 1, reservation_id=holds[2]),
-                of("z"),
-            ]
-        )
-        assert [(row.error, row.balance_after) for row in answers] == [
-            (None, 0),
-            (None, MOST - 1),
-            (None, -MOST),
-            ("out_of_range", -MOST),
-            (None, MOST - 1),
-        ]
-        assert rich.verify_ledger() == []
-
-    def test_a_cost(self, rich: CreditManager) -> None:
-        usage = {"model": "square", "input_tokens": 10**10}
-        answers = rich.deduct_batch([of("a"), {"user_id": "u", "metrics": usage}, of("u"), of("z")])
-        assert [row.error for row in answers] == [None, "out_of_range", None, None]
-
-    @pytest.mark.parametrize("settles", [True, False])
-    def test_a_great_amount_of_which_the_allowance_pays_some(self, rich: CreditManager, settles: bool) -> None:
-        rich.set_user_plan("u", "free").or_raise()
-        rich.deduct_credits("u", 5).or_raise()
-        hold = {"reservation_id": rich.reserve_credits("u", 1).or_raise().reservation_id} if settles else {}
-        answers = rich.deduct_batch([of("a"), of("u", MOST, **hold), of("z")])
-        assert [row.error for row in answers] == [None, None, None]
-        assert (answers[1].allowance_used, answers[1].balance_after) == (35, 35)
-        assert rich.verify_ledger() == []
-
-    def test_what_a_cap_counts(self, rich: CreditManager) -> None:
-        rich.set_spend_cap("u", 100, action="warn").or_raise()
-        rich.set_spend_cap("u", 100, "monthly", "m", action="warn").or_raise()
-        for _ in range(2):
-            answers = rich.deduct_batch([of("a"), of("u", MOST, model="m"), of("z")])
-            assert [row.error for row in answers] == [None, None, None]
-            rich.add_credits("u", MOST).or_raise()
-        assert [cap.spent for cap in rich.list_spend_caps("u")] == [MOST, MOST]
-        assert rich.check_spend_cap("u", "m", 1).current_spend == MOST
-        assert rich.verify_ledger() == []
-
-    @pytest.mark.parametrize("limit", [1, 2, 1000])
-    def test_a_sweep(self, owner: CreditManager, clock: Clock, limit: int) -> None:
-        clock.set("2026-06-01")
-        for user in ("a", "b", "c"):
-            for day, amount in ((2, MOST - 10), (3, 10)):
-                owner.add_credits(user, amount, expires_at=datetime(2026, 6, day, tzinfo=UTC)).or_raise()
-        clock.set("2026-06-04")
-        dry = owner.sweep_expired_credits(dry_run=True)
-        assert (dry.expired_count, dry.expired_amount) == (6, MOST)
-        swept = []
-        while (row := owner.sweep_expired_credits(limit=limit)).expired_count:
-            swept.append((row.expired_count, row.expired_amount))
-        assert swept == [(2 * min(limit, left), MOST) for left in range(3, 0, -limit)]
-        assert owner.verify_ledger() == []
-
-    @pytest.mark.parametrize("rolled_up", [False, True])
-    def test_statistics(self, rich: CreditManager, rolled_up: bool) -> None:
-        for user in ("a", "u", "z", "u"):
-            charge = rich.deduct_credits(user, MOST, model="m").or_raise()
-            rich.refund_credits(charge.transaction_id).or_raise()
-        for _ in range(2):
-            rich.deduct_team_credits("t", "u", MOST, model="m").or_raise()
-            rich.add_credits("t", MOST).or_raise()
-        assert [member.total_spent for member in rich.get_team_members("t")] == [MOST]
-        if rolled_up:
-            rich.rollup_usage()
-        users = {row.user_id: (row.total_spend, row.refunded) for row in rich.spend_by_user()}
-        assert users == dict.fromkeys("auz", (MOST, MOST))
-        for sums in (rich.spend_by_model()[0], rich.daily_spend()[0]):
-            assert (sums.total_spend, sums.refunded) == (MOST, MOST)
-        assert {row.total_spend for row in rich.top_users()} == {MOST}
-        stats = rich.aggregate_stats()
-        assert (stats.total_credits_consumed, stats.refunded, stats.avg_daily_spend) == (MOST, MOST, MOST)
-        assert rich.verify_ledger() == []
-
-    @pytest.mark.parametrize("rolled_up", [False, True])
-    def test_statistics_of_allowances(self, owner: CreditManager, rolled_up: bool) -> None:
-        most = {"most": {"id": "most", "name": "Most", "free_allowance": MOST}}
-        owner.publish_pricing(CLOSED | {"plans": most, "default_plan": "most"})
-        answers = owner.deduct_batch([of(user, MOST) for user in ("a", "b", "c")])
-        assert [(row.error, row.allowance_used) for row in answers] == [(None, MOST)] * 3
-        if rolled_up:
-            owner.rollup_usage()
-        assert owner.aggregate_stats().allowance_used == MOST
-        assert owner.spend_by_model()[0].allowance_used == MOST
-        assert owner.daily_spend()[0].allowance_used == MOST
-        assert owner.verify_ledger() == []

@@ -3,116 +3,33 @@
 A caller whose snapshot is older than what another session has done since is right or gets 40001, never wrong.
 """
 
+import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from conftest import Clock, Connect, Connection
+from ledger_helpers import FREE, Ledger, ask, contents, team
 from psycopg import IsolationLevel
+from sessions import Arena
+from steps import CONFIG, READS, STEPS, TEAM_STEPS, USAGE, Scene, Step, connection, scene, team_scene
 
 from ducto_pg import CreditManager
-from ducto_pg.client.calls import Calls
+from ducto_pg.client.calls import Calls, Statement
 from ducto_pg.errors import ConcurrencyError, DuctoError
+from ducto_pg.models import CreateTeamResult, ReserveResult
 
-Connection = psycopg.Connection[Any]
-Connect = Callable[..., Connection]
-Scene = dict[str, str]
-Step = Callable[[CreditManager, Scene], Any]
+T = TypeVar("T")
 
-CONFIG: dict[str, Any] = {
-    "models": {"gpt-4": "input_tokens * 0.5", "inverse": "1 / input_tokens"},
-    "fixed": {"report": 7},
-    "min_balance": 0,
-    "plans": {"pro": {"id": "pro", "name": "Pro", "features": {"export": "csv"}}},
-}
 DEARER: dict[str, Any] = {**CONFIG, "models": {"gpt-4": "input_tokens * 3"}, "fixed": {"report": 70}}
-USAGE = {"model": "gpt-4", "input_tokens": 60}
+
 
 STRICT = [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+
 LEVELS = [IsolationLevel.READ_COMMITTED, *STRICT]
-
-# What changes an account; each step succeeds in a fresh scene.
-STEPS: dict[str, Step] = {
-    "hold": lambda m, at: m.reserve_credits(at["user"], 30),
-    "hold an estimate": lambda m, at: m.reserve(at["user"], USAGE),
-    "hold with a key": lambda m, at: m.reserve_credits(at["user"], 30, idempotency_key="one"),
-    "extend": lambda m, at: m.extend_reservation(at["hold"], 30),
-    "release": lambda m, at: m.release_reservation(at["hold"]),
-    "charge": lambda m, at: m.deduct_credits(at["user"], 30),
-    "charge usage": lambda m, at: m.deduct(at["user"], USAGE),
-    "charge with a key": lambda m, at: m.deduct_credits(at["user"], 30, idempotency_key="one"),
-    "charge a job": lambda m, at: m.deduct_fixed(at["user"], "report"),
-    "settle": lambda m, at: m.deduct_credits(at["user"], 30, at["hold"]),
-    "settle a part": lambda m, at: m.deduct(at["user"], USAGE, reservation_id=at["hold"], final=False),
-    "refund": lambda m, at: m.refund_credits(at["charge"]),
-    "add": lambda m, at: m.add_credits(at["user"], 5),
-    "add with a key": lambda m, at: m.add_credits(at["user"], 5, idempotency_key="one"),
-    "remove": lambda m, at: m.remove_credits(at["user"], 30, transaction_id=at["grant"]),
-    "limit": lambda m, at: m.set_credit_limit(at["user"], 3),
-    "add what expires": lambda m, at: m.add_credits(at["user"], 5, expires_at=datetime.now(UTC) + timedelta(days=1)),
-    "charge in a batch": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": 30}])[0],
-    "set a plan": lambda m, at: m.set_user_plan(at["user"], "pro"),
-    "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
-}
-
-# The same of a team.
-TEAM_STEPS: dict[str, Step] = {
-    "hold": lambda m, at: m.reserve_team_credits(at["team"], at["user"], 30),
-    "charge": lambda m, at: m.deduct_team(at["team"], at["user"], USAGE),
-    "charge with a key": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 30, idempotency_key="one"),
-    "settle": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 30, at["team hold"]),
-    "refund": lambda m, at: m.refund_credits(at["team charge"]),
-    "add a member": lambda m, at: m.add_team_member(at["team"], "another"),
-    "change a member": lambda m, at: m.add_team_member(at["team"], at["user"], "lead", 90, "daily"),
-    "remove a member": lambda m, at: m.remove_team_member(at["team"], "bystander"),
-    "remove a cap": lambda m, at: m.remove_spend_cap(at["team"], "monthly"),
-    "add": lambda m, at: m.add_credits(at["team"], 5),
-}
-
-
-def mine(name: str) -> Step:
-    """A call of an end user's own, who is signed in."""
-
-    def step(manager: CreditManager, at: Scene) -> Any:
-        claims = f'{{"sub": "{at["user"]}"}}'
-        connection(manager).execute("select set_config('request.jwt.claims', %s, false)", [claims])
-        return getattr(manager, name)()
-
-    return step
-
-
-# Every call that only reads.
-READS: dict[str, Step] = {
-    "aggregate_stats": lambda m, at: m.aggregate_stats(),
-    "calculate_cost": lambda m, at: m.calculate_cost(USAGE, at["user"]),
-    "check_allowance": lambda m, at: m.check_allowance(at["user"]),
-    "check_feature": lambda m, at: m.check_feature(at["user"], "export"),
-    "check_spend_cap": lambda m, at: m.check_spend_cap(at["user"], "capped", 1),
-    "daily_spend": lambda m, at: m.daily_spend(),
-    "explain_transaction": lambda m, at: m.explain_transaction(at["charge"]),
-    "get_active_pricing": lambda m, at: m.get_active_pricing(),
-    "get_balance": lambda m, at: m.get_balance(at["user"]),
-    "get_pricing_config": lambda m, at: m.get_pricing_config(1),
-    "get_pricing_history": lambda m, at: m.get_pricing_history(),
-    "get_reservation": lambda m, at: m.get_reservation(at["hold"]),
-    "get_team": lambda m, at: m.get_team(at["team"]),
-    "get_team_balance": lambda m, at: m.get_team_balance(at["team"]),
-    "get_team_members": lambda m, at: m.get_team_members(at["team"]),
-    "get_transaction": lambda m, at: m.get_transaction(at["charge"]),
-    "get_user_plan": lambda m, at: m.get_user_plan(at["user"]),
-    "list_reservations": lambda m, at: m.list_reservations(at["user"]),
-    "list_spend_caps": lambda m, at: m.list_spend_caps(at["user"]),
-    "list_transactions": lambda m, at: m.list_transactions(at["user"]),
-    "my_balance": mine("my_balance"),
-    "my_plan": mine("my_plan"),
-    "my_transactions": mine("my_transactions"),
-    "spend_by_model": lambda m, at: m.spend_by_model(),
-    "spend_by_user": lambda m, at: m.spend_by_user(),
-    "top_users": lambda m, at: m.top_users(),
-    "verify_ledger": lambda m, at: m.verify_ledger(at["user"]),
-    "version": lambda m, at: m.version(),
-}
 
 
 @pytest.fixture
@@ -136,56 +53,9 @@ def late(late_conn: Connection) -> CreditManager:
     return CreditManager(late_conn)
 
 
-def scene(manager: CreditManager, user: str) -> Scene:
-    """An account with balance 80, of which 30 are held, and a charge of 20."""
-    grant = manager.add_credits(user, 100).or_raise()
-    charge = manager.deduct_credits(user, 20).or_raise()
-    hold = manager.reserve_credits(user, 30).or_raise()
-    return {
-        "user": user,
-        "grant": grant.transaction_id,
-        "charge": charge.transaction_id,
-        "hold": hold.reservation_id,
-    }
-
-
-def team_scene(manager: CreditManager, user: str) -> Scene:
-    """A team with balance 80, of which 30 are held for the user, a charge of 20, a cap and one more member."""
-    team = manager.create_team("Team", 100, team_id=f"the team of {user}").or_raise().team_id
-    for member in (user, "bystander"):
-        manager.add_team_member(team, member, "member", 90).or_raise()
-    manager.set_spend_cap(team, 500, "monthly").or_raise()
-    charge = manager.deduct_team_credits(team, user, 20).or_raise()
-    hold = manager.reserve_team_credits(team, user, 30).or_raise()
-    return {"team": team, "team charge": charge.transaction_id, "team hold": hold.reservation_id}
-
-
 def take_snapshot(conn: Connection) -> None:
     conn.rollback()
     conn.execute("select count(*) from ducto_private.accounts")
-
-
-def contents(conn: Connection) -> list[Any]:
-    """All that ducto_pg remembers of accounts and prices."""
-    return [
-        conn.execute(f"select t from ducto_private.{table} as t order by t::text".encode()).fetchall()
-        for table in (
-            "accounts",
-            "transactions",
-            "transaction_details",
-            "holds",
-            "hold_keys",
-            "credit_lots",
-            "lot_entries",
-            "spend_caps",
-            "teams",
-            "team_members",
-            "events",
-            "pricing_versions",
-            "activations",
-            "terms",
-        )
-    ]
 
 
 class TestOlderSnapshots:
@@ -386,12 +256,6 @@ class TestOlderSnapshots:
         assert other.verify_ledger() == []
 
 
-def connection(manager: CreditManager) -> Connection:
-    source = manager._source
-    assert isinstance(source, psycopg.Connection)
-    return source
-
-
 def rows(manager: CreditManager, *users: str) -> list[Any]:
     return [row for user in users for row in manager.list_transactions(user)]
 
@@ -413,6 +277,145 @@ def check_costs(manager: CreditManager) -> None:
     )
     assert [row for row in found if row[1] != row[2]] == []
     assert manager.verify_ledger() == []
+
+
+def conflict(late: Connection, change: Callable[[], T], call: Callable[[CreditManager], object]) -> T:
+    """What a change answers that comes after a snapshot; a call on that snapshot gets 40001."""
+    take_snapshot(late)
+    answer = change()
+    with pytest.raises(ConcurrencyError):
+        call(CreditManager(late))
+    late.rollback()
+    return answer
+
+
+def test_a_team_is_created_once(other: CreditManager, late_conn: Connection) -> None:
+    for told in ({"team_id": "new"}, {"idempotency_key": "key"}):
+
+        def create(manager: CreditManager, told: dict[str, str] = told) -> CreateTeamResult:
+            return manager.create_team("New", 7, **told)
+
+        created = conflict(late_conn, lambda: create(other), create)
+        again = create(CreditManager(late_conn))
+        late_conn.commit()
+        assert again.error == "team_exists" or again.idempotent
+        assert other.get_balance(created.team_id).balance == 7
+    assert other.verify_ledger() == []
+
+
+def test_a_pool_is_held_once(other: CreditManager, late_conn: Connection) -> None:
+    at = team_scene(other, "alice")
+
+    def reserve(manager: CreditManager) -> ReserveResult:
+        return manager.reserve_team(at["team"], "alice", USAGE)
+
+    assert conflict(late_conn, lambda: reserve(other), reserve).error is None
+    assert other.get_balance(at["team"]).reserved == 60
+
+
+def test_what_is_due_expires_once(other: CreditManager, late_conn: Connection, clock: Clock) -> None:
+    other.add_credits("alice", 50).or_raise()
+    other.add_credits("alice", 5, expires_at=clock.now() + timedelta(hours=1)).or_raise()
+    clock.advance(timedelta(hours=2))
+    swept = conflict(late_conn, other.sweep_expired_credits, lambda late: late.sweep_expired_credits())
+    assert swept.expired_amount == 5
+    assert other.get_balance("alice").balance == 50
+    assert other.verify_ledger() == []
+
+
+def test_an_event_has_one_worker(other: CreditManager, late_conn: Connection) -> None:
+    other.add_credits("alice", 50).or_raise()
+    first = conflict(late_conn, other.fetch_events, lambda late: late.fetch_events())
+    assert [event.type for event in first] == ["account_opened"]
+    ids = [event.event_id for event in first]
+    assert conflict(late_conn, lambda: other.ack_events(ids), lambda late: late.ack_events(ids)) == 1
+    assert other.fetch_events() == []
+
+
+def test_usage_is_counted_once(other: CreditManager, late_conn: Connection) -> None:
+    """A charge since the snapshot is left for the next time."""
+    scene(other, "alice")
+    changes: list[tuple[int, Callable[[], object]]] = [
+        (20, other.rollup_usage),
+        (21, lambda: other.deduct_credits("alice", 1)),
+    ]
+    for spend, change in changes:
+        take_snapshot(late_conn)
+        change()
+        with suppress(ConcurrencyError):
+            CreditManager(late_conn).rollup_usage()
+            late_conn.commit()
+        late_conn.rollback()
+        assert [(row.user_id, row.total_spend) for row in other.spend_by_user()] == [("alice", spend)]
+    other.rollup_usage()
+    assert [(row.user_id, row.total_spend) for row in other.spend_by_user()] == [("alice", 21)]
+
+
+def test_what_is_erased_stays_erased(other: CreditManager, late_conn: Connection) -> None:
+    """The text of a charge since is not passed over in silence."""
+    scene(other, "alice")
+    metadata = {"text": "private"}
+    conflict(
+        late_conn, lambda: other.deduct_credits("alice", 1, metadata=metadata), lambda late: late.erase_user("alice")
+    )
+    other.erase_user("alice")
+    assert not any(row.metadata for row in other.list_transactions("alice"))
+
+
+def test_a_cap_a_plan_or_a_member_changed_in_between(arena: Arena, late_conn: Connection) -> None:
+    arena.ledger.publish(min_balance=0, plans=FREE)
+    arena.given(ask.add_credits("u", 100), ask.set_spend_cap("u", 50), team("crew", "ann"))
+    late = Ledger(late_conn, arena.clock)
+    for change, call in (
+        (ask.deduct_credits("u", 40), ask.deduct_credits("u", 40)),
+        (ask.set_spend_cap("u", 40), ask.reserve_credits("u", 1)),
+        (ask.remove_spend_cap("u", "daily"), ask.set_spend_cap("u", 5)),
+        (ask.set_user_plan("u", "free"), ask.deduct_credits("u", 1)),
+        (ask.remove_team_member("crew", "ann"), ask.deduct_team_credits("crew", "ann", 1)),
+        (ask.add_team_member("crew", "ann"), ask.reserve_team_credits("crew", "ann", 1)),
+    ):
+        take_snapshot(late_conn)
+        change(arena.ledger)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            late.one(call)
+        late_conn.rollback()
+    arena.sound()
+
+
+# What has a test of its own, here or in test_activation_races.py.
+APART = {
+    "activate_pricing",
+    "unschedule_pricing",
+    "create_team",
+    "reserve_team",
+    "sweep_expired_credits",
+    "fetch_events",
+    "ack_events",
+    "rollup_usage",
+    "erase_user",
+}
+
+
+class Recording(CreditManager):
+    """Remembers the names of the calls."""
+
+    def __init__(self, source: Connection) -> None:
+        super().__init__(source)
+        self.called: set[str] = set()
+
+    def run(self, statement: Statement[T]) -> T:
+        self.called |= set(re.findall(r"ducto\.(\w+)\(", statement.sql))
+        return super().run(statement)
+
+
+def test_every_writing_call_is_tried(other: CreditManager, conn: Connection) -> None:
+    recording = Recording(conn)
+    for number, step in enumerate((*STEPS.values(), *TEAM_STEPS.values())):
+        step(recording, scene(other, f"user {number}") | team_scene(other, f"user {number}"))
+    names = conn.execute(
+        "select p.proname from pg_proc as p where p.pronamespace = 'ducto'::regnamespace and p.provolatile = 'v'"
+    ).fetchall()
+    assert recording.called | APART == {name for (name,) in names}
 
 
 class TestReadOnly:
@@ -467,6 +470,8 @@ REFUSED: dict[str, Step] = {
     "member_cap_exceeded": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 71),
     "invalid_argument": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": -1}])[0],
 }
+
+
 MISUSE: dict[str, Step] = {
     "22023": lambda m, at: m.deduct_credits(at["user"], -1),
     "DU002": lambda m, at: m.calculate_cost(USAGE, version=99),

@@ -1,10 +1,7 @@
 """What went wrong in systems of this kind, tried here: one short test for each lesson that no other test tells."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,9 +11,6 @@ from psycopg import sql
 import ducto_pg
 from ducto_pg import CreditManager
 
-Answer = TypeVar("Answer")
-
-SESSIONS = 8
 CONFIG: dict[str, Any] = {
     "models": {"any": "points"},
     "fixed": {"report": 7},
@@ -37,120 +31,6 @@ def credits(conn: Connection) -> CreditManager:
     manager.publish_pricing(CONFIG, "first")
     manager.add_credits("u", 100).or_raise()
     return manager
-
-
-def together(connect: Connect, call: Callable[[CreditManager, int], Answer]) -> list[Answer]:
-    """What as many sessions are answered that call at the same moment; each gets its number."""
-    managers = [CreditManager(connect()) for _ in range(SESSIONS)]
-    start = threading.Barrier(SESSIONS)
-
-    def session(number: int) -> Answer:
-        start.wait()
-        return call(managers[number], number)
-
-    with ThreadPoolExecutor(SESSIONS) as threads:
-        return list(threads.map(session, range(SESSIONS)))
-
-
-KEYED: dict[str, Callable[[CreditManager, str], Any]] = {
-    "deduct": lambda m, _: m.deduct("u", {"model": "any", "points": 5}, idempotency_key="k"),
-    "deduct_credits": lambda m, _: m.deduct_credits("u", 5, idempotency_key="k"),
-    "deduct_fixed": lambda m, _: m.deduct_fixed("u", "report", idempotency_key="k"),
-    "reserve": lambda m, _: m.reserve("u", {"model": "any", "points": 5}, idempotency_key="k"),
-    "reserve_credits": lambda m, _: m.reserve_credits("u", 5, idempotency_key="k"),
-    "add_credits": lambda m, _: m.add_credits("u", 5, idempotency_key="k"),
-    "add_credits to a new account": lambda m, _: m.add_credits("new", 5, idempotency_key="k"),
-    "remove_credits": lambda m, _: m.remove_credits("u", 5, idempotency_key="k"),
-    "refund_credits": lambda m, charge: m.refund_credits(charge, 5, idempotency_key="k"),
-    "deduct_batch": lambda m, _: m.deduct_batch([{"user_id": "u", "amount": 5, "idempotency_key": "k"}])[0],
-    "create_team": lambda m, _: m.create_team("Team", 5, idempotency_key="k"),
-    "reserve_team": lambda m, _: m.reserve_team("crew", "u", {"model": "any", "points": 5}, idempotency_key="k"),
-    "reserve_team_credits": lambda m, _: m.reserve_team_credits("crew", "u", 5, idempotency_key="k"),
-    "deduct_team": lambda m, _: m.deduct_team("crew", "u", {"model": "any", "points": 5}, idempotency_key="k"),
-    "deduct_team_credits": lambda m, _: m.deduct_team_credits("crew", "u", 5, idempotency_key="k"),
-}
-
-
-@pytest.mark.parametrize("call", KEYED.values(), ids=KEYED)
-def test_simultaneous_calls_with_one_key_have_one_effect_and_one_answer(
-    credits: CreditManager, connect: Connect, call: Callable[[CreditManager, str], Any]
-) -> None:
-    charge = credits.deduct_credits("u", 50).or_raise().transaction_id
-    credits.create_team("The crew", 100, team_id="crew").or_raise()
-    credits.add_team_member("crew", "u").or_raise()
-    answers = together(connect, lambda manager, _: call(manager, charge).or_raise())
-    assert sorted(answer.idempotent for answer in answers) == [False] + [True] * (SESSIONS - 1)
-    assert len({answer.model_copy(update={"idempotent": True}).model_dump_json() for answer in answers}) == 1
-    assert credits.verify_ledger() == []
-
-
-def test_the_bonus_of_an_account_that_many_sessions_open_is_given_once(connect: Connect, conn: Connection) -> None:
-    CreditManager(conn).publish_pricing(CONFIG | {"signup_bonus": 20})
-    answers = together(connect, lambda manager, _: manager.deduct_credits("new", 3))
-    assert sorted(answer.error or "" for answer in answers) == [""] * 6 + ["insufficient_credits"] * 2
-    types = [row.type for row in CreditManager(conn).list_transactions("new")]
-    assert types == ["usage"] * 6 + ["signup_bonus"]
-    assert CreditManager(conn).verify_ledger() == []
-
-
-def test_charges_and_holds_of_many_sessions_never_overspend(credits: CreditManager, connect: Connect) -> None:
-    def spend(manager: CreditManager, number: int) -> int:
-        if number % 2:
-            return -manager.deduct_credits("u", 30).amount
-        return manager.reserve_credits("u", 30).amount
-
-    assert sum(together(connect, spend)) == 90
-    balance = credits.get_balance("u")
-    assert balance.balance - (balance.reserved or 0) == 10
-    assert credits.verify_ledger() == []
-
-
-def test_an_empty_account_refuses_many_sessions_in_words(credits: CreditManager, connect: Connect) -> None:
-    credits.remove_credits("u", 100).or_raise()
-    assert {hold.error for hold in together(connect, lambda m, _: m.reserve_credits("u", 0))} == {None}
-    assert {hold.error for hold in together(connect, lambda m, _: m.reserve_credits("u", 1))} == {
-        "insufficient_credits"
-    }
-
-
-def test_an_allowance_is_not_used_twice_by_many_sessions(connect: Connect, conn: Connection) -> None:
-    plans = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
-    CreditManager(conn).publish_pricing(CONFIG | {"plans": plans, "default_plan": "free"})
-    answers = together(connect, lambda manager, _: manager.deduct_credits("u", 3))
-    assert sum(answer.allowance_used for answer in answers) == 9
-    assert {answer.amount for answer in answers} == {0}
-
-
-def test_refunds_of_many_sessions_never_exceed_the_charge(credits: CreditManager, connect: Connect) -> None:
-    charge = credits.deduct_credits("u", 12).or_raise().transaction_id
-    refunds = together(connect, lambda manager, _: manager.refund_credits(charge, 5))
-    assert sorted(refund.error or "" for refund in refunds) == ["", ""] + ["refund_exceeds_original"] * 6
-    assert credits.get_balance("u").balance == 98
-
-
-def test_a_hold_that_many_sessions_settle_ends_once(credits: CreditManager, connect: Connect) -> None:
-    hold = credits.reserve_credits("u", 50).or_raise().reservation_id
-
-    def settle(manager: CreditManager, number: int) -> tuple[str, bool]:
-        answer = manager.deduct_credits("u", 40 + number % 2, reservation_id=hold)
-        return answer.error or "", answer.idempotent
-
-    answers = together(connect, settle)
-    assert answers.count(("", False)) == 1
-    assert answers.count(("", True)) == 3
-    assert answers.count(("idempotency_conflict", False)) == 4
-    assert credits.get_balance("u").balance in (59, 60)
-    assert credits.verify_ledger() == []
-
-
-def test_publishers_at_the_same_moment_get_versions_of_their_own(connect: Connect, conn: Connection) -> None:
-    versions = together(
-        connect, lambda manager, number: manager.publish_pricing(CONFIG | {"min_balance": number}).version
-    )
-    assert sorted(versions) == list(range(1, SESSIONS + 1))
-    history = CreditManager(conn).get_pricing_history()
-    assert [item.active for item in history].count(True) == 1
-    assert history[0].active
 
 
 def test_a_session_that_has_charged_before_charges_the_price_published_since(

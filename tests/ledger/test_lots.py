@@ -1,6 +1,5 @@
 """Credits that expire, as sentences: what burns first, what holds keep, what a refund gives back, and the sweep."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +19,6 @@ from ledger_helpers import (
     gives,
     later,
     lists,
-    open_ledger,
     prices,
     raises,
     reads,
@@ -31,8 +29,7 @@ from ledger_helpers import (
     team,
     tell,
 )
-
-from ducto_pg.embedded import Server
+from sessions import Arena, blocked
 
 MONTH = 2592000
 
@@ -73,16 +70,10 @@ poor = refuses("insufficient_credits")
 
 
 @pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        ledger.publish(min_balance=0)
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
+def module_ledger(module_ledger: Ledger) -> Ledger:
+    """Nothing is kept back."""
+    module_ledger.publish(min_balance=0)
+    return module_ledger
 
 
 # fmt: off
@@ -645,11 +636,22 @@ def test_an_expired_lot_is_an_event_of_its_own(ledger: Ledger) -> None:
     assert [datetime.fromisoformat(row["expires_at"]).astimezone(UTC).day for row in events] == [10, 12, 10]
 
 
-def test_thousands_of_lots(ledger: Ledger) -> None:
+def test_thousands_of_lots(arena: Arena) -> None:
     """Each of another hour; a charge burns the soonest, and a day later what is left of the day before has expired."""
+    ledger = arena.ledger
+    # Each in a transaction of its own: 3000 versions of one row in a single one take many times as long.
     ledger.sql(
-        "select (ducto.add_credits('u', 1, p_expires_at => timestamptz '2026-01-01T00:00+00' + h * interval '1 hour'))"
-        " from generate_series(1, 3000) as h"
+        """
+        do $$
+        begin
+          for h in 1..3000 loop
+            perform ducto.add_credits(
+              'u', 1, p_expires_at => timestamptz '2026-01-01T00:00+00' + h * interval '1 hour');
+            commit;
+          end loop;
+        end
+        $$
+        """
     )
     gives(balance_after=2990)(ledger, charge(10))
     at("2026-01-02")(ledger)
@@ -660,6 +662,8 @@ def test_thousands_of_lots(ledger: Ledger) -> None:
     gives(new_balance=2976)(ledger, ask.refund_credits("@charge"))
     at("2026-01-03")(ledger)
     reads(balance=3000 - 48)(ledger, balance)
+    ledger.sql("analyze")
+    arena.sound()
 
 
 def test_what_is_kept_for_a_hold_is_not_taken_back_elsewhere(ledger: Ledger) -> None:
@@ -706,3 +710,47 @@ def test_views_read_an_account_at_its_own_time(ledger: Ledger) -> None:
     reads(balance=0)(ledger, balance)
     assert ledger.sql("select balance from ducto_read.accounts where account_id = 'u'") == [(0,)]
     assert ledger.sql("select remainder from ducto_read.lots where account_id = 'u'") == [(0,)]
+
+
+# Sessions that meet
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_sweeps(arena: Arena, count: int) -> None:
+    arena.given(ask.add_credits("u", 100, expires_at=str(arena.START + timedelta(days=1))), ask.add_credits("u", 200))
+    arena.clock.advance(timedelta(days=2))
+    answers = arena.meet(count, lambda _: ask.sweep_expired_credits())
+    assert sum(row["expired_amount"] for row in answers) == 100
+    assert sorted(row["expired_count"] for row in answers) == [0] * (count - 1) + [1]
+    reads(balance=200)(arena.ledger, ask.get_balance("u"))
+    assert len(arena.ledger.events("lot_expired")) == 1
+    arena.sound()
+
+
+def test_a_sweep_waits_for_nobody(arena: Arena) -> None:
+    for user in ("a", "b", "c"):
+        arena.given(
+            ask.add_credits(user, 10, expires_at=str(arena.START + timedelta(days=1))), ask.add_credits(user, 5)
+        )
+    arena.clock.advance(timedelta(days=2))
+    (busy,) = arena.sessions(1, autocommit=False)
+    busy.one(ask.deduct_credits("b", 1))
+    arena.ledger.conn.execute("set lock_timeout = '1s'")
+    swept = arena.ledger.one(ask.sweep_expired_credits())
+    assert (swept["expired_count"], swept["expired_amount"]) == (2, 20)
+    busy.conn.rollback()
+    swept = arena.ledger.one(ask.sweep_expired_credits())
+    assert (swept["expired_count"], swept["expired_amount"]) == (1, 10)
+    arena.sound()
+
+
+def test_a_charge_waits_for_the_sweep_of_its_account(arena: Arena) -> None:
+    arena.given(ask.add_credits("u", 10, expires_at=str(arena.START + timedelta(days=1))), ask.add_credits("u", 5))
+    arena.clock.advance(timedelta(days=2))
+    (sweeper,), (other,) = arena.sessions(1, autocommit=False), arena.sessions(1)
+    sweeper.one(ask.sweep_expired_credits())
+    with blocked(arena.ledger.conn, other.conn, sweeper.conn, lambda m: m.deduct_credits("u", 6)) as waiting:
+        sweeper.conn.commit()
+        assert waiting.result(30).error == "insufficient_credits"
+    reads(balance=5)(arena.ledger, ask.get_balance("u"))
+    arena.sound()

@@ -1,6 +1,6 @@
 """Plans as sentences: who is on which, what it gives, and its allowance from month to month."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,19 +20,17 @@ from ledger_helpers import (
     costs,
     gives,
     later,
-    open_ledger,
     prices,
     raises,
     reads,
     refuses,
     replays,
-    rolled_back,
+    rich,
     table,
     team,
     tell,
 )
-
-from ducto_pg.embedded import Server
+from sessions import Arena, outcomes
 
 PLANS: dict[str, Any] = {
     "free": {"id": "free", "name": "Free plan", "free_allowance": 10, "features": {"chat": True}},
@@ -47,7 +45,6 @@ PLANS: dict[str, Any] = {
 }
 plans = prices(plans=PLANS, min_balance=0)
 by_default = prices(plans=PLANS, min_balance=0, default_plan="free")
-rich = ask.add_credits("u", 100)
 free = ask.set_user_plan("u", "free")
 pro = ask.set_user_plan("u", "pro")
 
@@ -56,18 +53,6 @@ def without(*gone: str, **changes: Any) -> Step:
     """A version is published that has not these plans."""
     left = {name: plan for name, plan in PLANS.items() if name not in gone}
     return prices(plans=left, min_balance=0, **changes)
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 # fmt: off
@@ -412,3 +397,33 @@ def test_a_period_is_the_local_month(conn: Connection, clock: Clock, zone: str) 
         reads(allowance_remaining=10, period_start=utc(end))(ledger, ask.check_allowance(user))
         gives(allowance_used=10, amount=0)(ledger, ask.deduct_credits(user, 10))
     assert ledger.violations() == []
+
+
+# Sessions that meet
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_allowance_pays_once(arena: Arena, seen: bool) -> None:
+    arena.ledger.publish(min_balance=0, plans=PLANS, default_plan="pro")
+    if seen:
+        arena.given(ask.set_user_plan("u", "pro"))
+    answers = arena.meet(8, lambda _: ask.deduct_credits("u", 30))
+    assert outcomes(answers) == {"ok": 3, "insufficient_credits": 5}
+    assert sum(row["allowance_used"] for row in answers) == 90
+    assert {row["amount"] for row in answers} == {0}
+    reads(balance=0)(arena.ledger, ask.get_balance("u"))
+    reads(allowance_remaining=10)(arena.ledger, ask.check_allowance("u"))
+    arena.sound()
+
+
+def test_changing_plans_beside_charges(arena: Arena) -> None:
+    arena.ledger.publish(min_balance=0, plans=PLANS)
+    arena.given(ask.add_credits("u", 10000), ask.set_user_plan("u", "free"))
+    calls = [ask.deduct("u", costs(20)), ask.set_user_plan("u", "pro"), ask.deduct("u", costs(20)),
+             ask.set_user_plan("u", "free")]  # fmt: skip
+    answers = arena.meet(16, lambda number: calls[number % 4])
+    assert outcomes(answers) == {"ok": 16}
+    rows = arena.ledger.run(ask.list_transactions("u", type="usage"))
+    assert all(row["cost"] == {"free": 20, "pro": 10}[row["plan_id"]] for row in rows)
+    assert len(rows) == 8
+    arena.sound()

@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from conftest import Connection
 from psycopg import IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
-from test_isolation import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
+from steps import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
 
 import ducto_pg
 from ducto_pg import CreditManager, embedded
 from ducto_pg.client.calls import Statement
-from ducto_pg.client.manager import _read_exactly
+from ducto_pg.client.manager import _Cursor
 from ducto_pg.embedded import Server
 from ducto_pg.install import sqlfiles
 from ducto_pg.install.sqlfiles import SqlFile
 
-Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
 
@@ -147,8 +147,7 @@ class Preparing(CreditManager):
 
     def run(self, statement: Statement[T]) -> T:
         assert isinstance(self._source, psycopg.Connection)
-        with psycopg.Cursor(self._source, row_factory=tuple_row) as cursor:
-            _read_exactly(cursor)
+        with _Cursor(self._source, row_factory=tuple_row) as cursor:
             cursor.execute(statement.sql, statement.arguments, prepare=True, binary=statement.arguments is not None)
             return statement.read(cursor.fetchall())
 

@@ -4,9 +4,7 @@ import json
 import random
 import re
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -16,6 +14,7 @@ import psycopg
 import pytest
 from conftest import Clock, Connect, Connection
 from ledger_helpers import (
+    FREE,
     MOST,
     UNKNOWN,
     Call,
@@ -28,35 +27,20 @@ from ledger_helpers import (
     costs,
     later,
     lists,
-    open_ledger,
     prices,
     raises,
     reads,
-    rolled_back,
+    rich,
     table,
     team,
     tell,
 )
+from sessions import blocked
 
 from ducto_pg import CreditManager
-from ducto_pg.embedded import Server
 
-FREE = {"free": {"id": "free", "name": "Free", "free_allowance": 10}}
-rich = ask.add_credits("u", 100)
 rich_v = ask.add_credits("v", 100)
 free: list[Step] = [prices(plans=FREE), rich, ask.set_user_plan("u", "free")]
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 def counted(*rows: Row) -> Check:
@@ -478,6 +462,7 @@ def shop(conn: Connection) -> CreditManager:
 def exact(conn: Connection) -> bool:
     """Whether all statistics of all time and of this day are those of the ledger, read from rollups."""
     conn.execute(USE_ROLLUPS.encode())
+    conn.execute("select ducto_private.store_objects()")
     for start in (None, datetime(2030, 1, 1, 23, tzinfo=UTC), datetime(2030, 1, 2, 12, tzinfo=UTC)):
         with conn.transaction() as transaction:
             if not transaction.savepoint_name:
@@ -543,24 +528,11 @@ def test_a_clock_put_back_changes_nothing(shop: CreditManager, conn: Connection,
     assert exact(conn)
 
 
-def waits(conn: Connection, pid: int) -> None:
-    """Until that session waits for a lock."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        row = conn.execute("select wait_event_type from pg_stat_activity where pid = %s", [pid]).fetchone()
-        if row == ("Lock",):
-            return
-        time.sleep(1 / 100)
-    raise AssertionError("it does not wait")
-
-
 def test_two_rollups_take_turns(shop: CreditManager, conn: Connection, connect: Connect) -> None:
     shop.deduct("a", {"model": "m", "input_tokens": 1}).or_raise()
     first, second = connect(autocommit=False), connect()
     assert CreditManager(first).rollup_usage() == 2
-    with ThreadPoolExecutor(1) as pool:
-        later_one = pool.submit(CreditManager(second).rollup_usage)
-        waits(conn, second.info.backend_pid)
+    with blocked(conn, second, first, lambda m: m.rollup_usage()) as later_one:
         shop.deduct("b", {"model": "m", "input_tokens": 8}).or_raise()
         first.commit()
         assert later_one.result(30) == 2
@@ -714,11 +686,9 @@ def test_workers_share_events(shop: CreditManager, conn: Connection, connect: Co
     ids = [row[0] for row in ours + theirs]
     first, second = connect(autocommit=False), connect()
     assert first.execute("select ducto.ack_events(%s)", [ids[:3]]).fetchone() == (3,)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lambda: second.execute("select ducto.ack_events(%s)", [ids[::-1]]).fetchone())
-        waits(conn, second.info.backend_pid)
+    with blocked(conn, second, first, lambda m: m.ack_events([str(event) for event in ids[::-1]])) as waiting:
         first.commit()
-        assert waiting.result(30) == (1,)
+        assert waiting.result(30) == 1
     assert conn.execute("select count(*) from ducto_private.events").fetchone() == (0,)
 
 
@@ -790,11 +760,9 @@ def test_forgetting_waits_for_charges(shop: CreditManager, conn: Connection, con
     shop.add_team_member(shop.create_team("T", 10).or_raise().team_id, "a").or_raise()
     slow, other = connect(autocommit=False), connect()
     CreditManager(slow).deduct("a", {"model": "m", "input_tokens": 1}, metadata=NOTE).or_raise()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(lambda: other.execute("select ducto.erase_user('a')").fetchone())
-        waits(conn, other.info.backend_pid)
+    with blocked(conn, other, slow, lambda m: m.erase_user("a")) as waiting:
         slow.commit()
-        assert waiting.result(30) == (2,)
+        assert waiting.result(30) == 2
 
 
 # One's own

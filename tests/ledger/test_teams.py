@@ -1,6 +1,6 @@
 """Teams as sentences: pools and members, what a member may spend of a pool, and what leaving leaves behind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from conftest import Clock, Connection
 from ledger_helpers import (
+    LONG,
     MOST,
     UNKNOWN,
     WINDOWS,
@@ -23,7 +24,6 @@ from ledger_helpers import (
     gives,
     later,
     lists,
-    open_ledger,
     prices,
     raises,
     reads,
@@ -34,10 +34,8 @@ from ledger_helpers import (
     team,
     tell,
 )
+from sessions import Arena, outcomes
 
-from ducto_pg.embedded import Server
-
-LONG = "x" * 256
 BAD_IDS = [None, "", " ", " t", "t ", "t\n", "\u00a0t", LONG]
 PLANS: dict[str, Any] = {
     "pro": {"id": "pro", "name": "Pro", "free_allowance": 40, "rate_overrides": {"any": "points * 0.5"}}
@@ -77,18 +75,6 @@ def member(name: str, **fields: Any) -> Check:
         assert {field: found[name][field] for field in fields} == fields
 
     return check
-
-
-@pytest.fixture(scope="module")
-def module_ledger(server: Server, template_db: str) -> Iterator[Ledger]:
-    with open_ledger(server, template_db) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def ledger(module_ledger: Ledger) -> Iterator[Ledger]:
-    with rolled_back(module_ledger) as ledger:
-        yield ledger
 
 
 # fmt: off
@@ -710,3 +696,57 @@ def test_the_largest_pool(ledger: Ledger) -> None:
     gives(team_balance_after=0)(ledger, charge(MOST))
     member("ann", total_spent=MOST)(ledger, ask.get_team_members("crew"))
     assert ledger.violations() == []
+
+
+def test_a_team_is_charged_and_holds_through_its_own_calls_only(ledger: Ledger) -> None:
+    team("crew")(ledger)
+    for call in (
+        ask.reserve("crew", costs(1)),
+        ask.reserve("crew", {"model": "unknown", "input_tokens": 1}, key="k"),
+        ask.reserve_credits("crew", 1),
+        ask.deduct("crew", costs(1)),
+        ask.deduct("crew", costs(1), hold=UNKNOWN),
+        ask.deduct_credits("crew", 1),
+        ask.deduct_fixed("crew", "no such job"),
+    ):
+        refuses("is_a_team")(ledger, call)
+    reads(balance=100, available=100)(ledger, ask.get_balance("crew"))
+    gives(new_balance=101)(ledger, ask.add_credits("crew", 1))
+    gives(new_balance=99)(ledger, ask.remove_credits("crew", 2))
+    gives(credit_limit=3, available=102)(ledger, ask.set_credit_limit("crew", 3))
+
+
+# Sessions that meet
+
+
+def test_team_charges_under_a_members_cap(arena: Arena) -> None:
+    arena.given(team("crew"), ask.add_credits("crew", 900), ask.add_team_member("crew", "ann", "member", 50))
+    assert arena.race(8, ask.deduct_team_credits("crew", "ann", 20)) == {"ok": 2, "member_cap_exceeded": 6}
+    (member,) = arena.ledger.run(ask.get_team_members("crew"))
+    assert member["total_spent"] == 40
+    reads(balance=960)(arena.ledger, ask.get_team_balance("crew"))
+    arena.sound()
+
+
+def test_creating_one_team(arena: Arena) -> None:
+    assert arena.race(8, ask.create_team("The crew", 100, team_id="crew")) == {"ok": 1, "team_exists": 7}
+    answers = arena.meet(8, lambda _: ask.create_team("Other", 100, "k"))
+    assert outcomes(answers) == {"ok": 1, "replayed": 7}
+    assert len({row["team_id"] for row in answers}) == 1
+    assert arena.race(8, ask.create_team("Third", 0, "k3", "third")) == {"ok": 1, "replayed": 7}
+    reads(balance=100)(arena.ledger, ask.get_team(answers[0]["team_id"]))
+    arena.sound()
+
+
+def test_a_member_comes_and_goes(arena: Arena) -> None:
+    arena.given(team("crew", "ann"), ask.add_credits("crew", 900))
+    calls = [ask.deduct_team_credits("crew", "ann", 10), ask.remove_team_member("crew", "ann")]
+    counted = outcomes(arena.meet(8, lambda number: calls[number % 2]))
+    assert counted["ok"] >= 1
+    assert counted["ok"] + counted["not_a_member"] == 8
+    rows = arena.ledger.run(ask.list_transactions("crew", type="usage"))
+    assert len(rows) == counted["ok"] - 1
+    arena.given(ask.add_team_member("crew", "ann"))
+    (member,) = arena.ledger.run(ask.get_team_members("crew"))
+    assert member["total_spent"] == 10 * len(rows)
+    arena.sound()

@@ -22,6 +22,7 @@ import pytest
 from conftest import Clock, Connect, Connection
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
+from sessions import race, waits
 
 from ducto_pg import CreditManager
 from ducto_pg.errors import ConcurrencyError, DuctoError, InvalidArgumentError, PricingNotLoadedError
@@ -167,6 +168,42 @@ def usage_of(rng: random.Random) -> dict[str, Any]:
     return usage | ({"tool_calls": ["browse"] * 2} if rng.random() < 0.25 else {})
 
 
+# --- Sessions that publish at the same moment -------------------------------------------------------------------------
+
+
+def test_publishers_get_versions_of_their_own(connect: Connect, conn: Connection) -> None:
+    versions = race(
+        managers(connect), lambda m, number: m.publish_pricing(Prices(1).config(min_balance=number)).version
+    )
+    assert sorted(versions) == list(range(1, 9))
+    history = CreditManager(conn).get_pricing_history()
+    assert [item.active for item in history] == [True] + [False] * 7
+
+
+def test_publishes_and_activations(connect: Connect, conn: Connection) -> None:
+    owner = CreditManager(conn)
+    owner.publish_pricing(Prices(1).config())
+
+    def publish(manager: CreditManager, number: int) -> int | None:
+        if number % 2:
+            manager.activate_pricing(1)
+        return manager.publish_pricing(Prices(2 + number).config(), str(number)).version
+
+    assert sorted(map(int, filter(None, race(managers(connect), publish)))) == list(range(2, 10))
+    assert sum(item.active for item in owner.get_pricing_history()) == 1
+
+
+def test_publishing_the_same_prices(connect: Connect, conn: Connection) -> None:
+    CreditManager(conn).publish_pricing(Prices(1).config())
+    versions = race(managers(connect), lambda m, _: m.publish_pricing(Prices(2).config()).version)
+    assert set(versions) == {2}
+
+
+def managers(connect: Connect) -> list[CreditManager]:
+    """Eight sessions."""
+    return [CreditManager(connect()) for _ in range(8)]
+
+
 # --- Many sessions charge, two change the prices ----------------------------------------------------------------------
 
 
@@ -223,11 +260,7 @@ class Market:
             session.isolation_level = self.level
         # Those that change prices do so at READ COMMITTED, where none fails, and at the level itself.
         sessions[0].isolation_level = IsolationLevel.READ_COMMITTED
-        with ThreadPoolExecutor(6) as pool:
-            works = [pool.submit(self.change, n, sessions[n]) for n in range(2)]
-            works += [pool.submit(self.charge, n, sessions[n]) for n in range(2, 6)]
-            for work in works:
-                work.result(300)
+        race(sessions, lambda session, number: (self.change if number < 2 else self.charge)(number, session))
 
     def read(self, conn: Connection, before: float, after: float) -> State:
         rows = conn.execute(
@@ -445,6 +478,7 @@ class Stops:
             row = conn.execute("select pg_get_functiondef(%s::regprocedure)", [name]).fetchone()
             assert row
             conn.execute("\n".join(self.stopping(row[0].splitlines())))
+        conn.execute("select ducto_private.store_objects()")
 
     def stopping(self, lines: list[str]) -> Iterator[str]:
         """The lines of a PL/pgSQL function, with a stop where a statement begins a line."""
@@ -487,11 +521,7 @@ class Stage:
             running = pool.submit(call, CreditManager(self.session))
             stopped = False
             while not (running.done() or stopped):
-                row = self.other.execute(
-                    "select wait_event_type = 'Lock' and wait_event = 'advisory' from pg_stat_activity where pid = %s",
-                    [self.session.info.backend_pid],
-                ).fetchone()
-                stopped = bool(row and row[0])
+                stopped = waits(self.other, self.session, self.other)
             try:
                 if stopped:
                     meanwhile()
