@@ -27,8 +27,8 @@ MAX_FACTOR_DIGITS = 30
 Rounding = Literal["carry", "up", "down", "half_up"]
 
 
-def _number(value: Any) -> int | Decimal:
-    """An exact number of 0 <= n < 10^15 with at most 12 decimals, or ValueError."""
+def _number(value: Any, decimals: int = MAX_DECIMALS) -> int | Decimal:
+    """An exact number of 0 <= n < 10^15 with at most so many decimals, or ValueError."""
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
@@ -42,10 +42,10 @@ def _number(value: Any) -> int | Decimal:
     if isinstance(value, int):
         return value
     _, digits, exponent = value.as_tuple()
-    beyond = max(0, -MAX_DECIMALS - int(exponent))
+    beyond = max(0, -decimals - int(exponent))
     if beyond and any(digits[-beyond:]):
-        raise ValueError(f"has more than {MAX_DECIMALS} decimals: {value}")
-    return Decimal(format(Decimal((0, digits[:-beyond] or (0,), -MAX_DECIMALS)) if beyond else abs(value), "f"))
+        raise ValueError(f"has more than {decimals} decimals: {value}")
+    return Decimal(format(Decimal((0, digits[:-beyond] or (0,), -decimals)) if beyond else abs(value), "f"))
 
 
 def _credits(value: Any) -> int:
@@ -71,6 +71,10 @@ def _exact(value: Any) -> Decimal:
     return Decimal(_number(value))
 
 
+def _provider_cost(value: Any) -> Decimal:
+    return Decimal(_number(value, MAX_FACTOR_DIGITS))
+
+
 def _factor(value: Any) -> Decimal:
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
@@ -90,6 +94,8 @@ Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
 Quantity = Annotated[Decimal, BeforeValidator(_exact)]
 """A further metric: 0 <= n < 10^15, at most 12 decimals."""
+ProviderCost = Annotated[Decimal, BeforeValidator(_provider_cost)]
+"""What the provider says a call took, in its own money: 0 <= n < 10^15, at most 30 decimals."""
 Factor = Annotated[Decimal, BeforeValidator(_factor)]
 """Above 0, at most 30 digits either side of the point."""
 
@@ -120,6 +126,8 @@ class UsageMetrics(BaseModel):
     web_search_calls: Count = 0
     code_exec_calls: Count = 0
     fixed_job: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    provider_cost: ProviderCost | None = None
+    unread: dict[str, Quantity] = Field(default_factory=dict)
 
     __pydantic_extra__: dict[str, Quantity] = Field(init=False)
 
@@ -150,7 +158,8 @@ class UsageMetrics(BaseModel):
 
     def to_usage(self) -> dict[str, Any]:
         """The usage object that the SQL calls take: what says nothing is left out, numbers stay exact."""
-        known = {name: value for name in type(self).model_fields if (value := getattr(self, name)) not in (None, 0, [])}
+        nothing: tuple[Any, ...] = (None, 0, [], {})
+        known = {name: value for name in type(self).model_fields if (value := getattr(self, name)) not in nothing}
         return known | (self.model_extra or {})
 
 

@@ -70,6 +70,7 @@ from ducto_pg.models import (
     UsageMetrics,
     Violation,
 )
+from ducto_pg.usage.reading import plain
 
 if TYPE_CHECKING:
     from ducto_pg.client.manager import AsyncCreditManager, CreditManager
@@ -78,6 +79,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Usage = UsageMetrics | Mapping[str, Any]
+Body = Annotated[Any, "jsonb"]
 Metadata = CreditMetadata | Mapping[str, Any]
 Charges = Sequence[Mapping[str, Any]]
 Small = Annotated[int, "integer"]
@@ -92,6 +94,7 @@ _SQL_TYPES: dict[Any, str] = {
     bool: "boolean",
     datetime: "timestamptz",
     Usage: "jsonb",
+    Body: "jsonb",
     Metadata: "jsonb",
     Charges: "jsonb",
 }
@@ -167,6 +170,8 @@ class Parameter:
             case "text[]", list() | tuple():
                 element = Parameter(f"each of {self.name}", "text", None)
                 return [element.to_sql(text) for text in value]
+            case "jsonb", _ if self.name == "body":
+                return self._json(plain(value))
             case "jsonb", list() | tuple() if self.name == "charges":
                 return self._json([_charge(charge) for charge in value])
             case "jsonb", BaseModel() | Mapping() if self.name != "charges":
@@ -251,7 +256,7 @@ class Rpc(Call[P, T]):
 
     @cached_property
     def _columns(self) -> list[str]:
-        return list(self.answer.model_fields) if issubclass(self.answer, BaseModel) else []
+        return list(self.answer.model_fields) if hasattr(self.answer, "model_fields") else []
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -321,6 +326,10 @@ class Calls:
     @rpc
     def calculate_cost(self, metrics: Usage, user_id: str | None = None, version: Small | None = None) -> CostBreakdown:
         """The exact price of a usage, on the plan of an account if one is named; charges nothing."""
+
+    @rpc
+    def read_usage(self, body: Body, api: str | None = None, model: str | None = None) -> dict[str, Any]:
+        """The usage that a provider's answer tells; `ducto_pg.usage.read` says the same without a database."""
 
     @rpc
     def get_active_pricing(self) -> PricingConfigResult | None:
