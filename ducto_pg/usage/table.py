@@ -2,8 +2,8 @@
 
 `fields.json` holds, for each API (named after its provider and what it does):
 
-- `usage`: where the usage part lies in a whole answer or event; `beside`: what lies next to it and counts too;
-  `model`: where the model's name lies besides `model`.
+- `usage`: where the usage part lies in a whole answer or event (`beside`, for all APIs: what lies next to it and counts
+  too); `model`: where the model's name lies besides `model`.
 - `needs`: the fields, all of a line, by which such a usage is known.
 - `counts`: a field and the counts of ours that it is added to. `a|b` is one count under several names, of which the
   greatest is taken, `a+b` a sum, `list[AUDIO].n` the `n` of the elements of a list whose modality, ttl or type is
@@ -82,7 +82,7 @@ def _expand(name: str) -> dict[str, Any]:
     held = {*spelled(api.get("no_count", [])), *spelled([api["total"]] if "total" in api else [])}
     return {
         "usage": spelled(api["usage"]),
-        "beside": api.get("beside", []),
+        "beside": source()["beside"],
         "model": ["model", *spelled(api.get("model", []))],
         "needs": [line.split() for line in spelled(api["needs"])],
         "total": spelled([api["total"]]) if "total" in api else [],
