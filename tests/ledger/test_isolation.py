@@ -86,6 +86,7 @@ def mine(name: str) -> Step:
 READS: dict[str, Step] = {
     "aggregate_stats": lambda m, at: m.aggregate_stats(),
     "calculate_cost": lambda m, at: m.calculate_cost(USAGE, at["user"]),
+    "read_usage": lambda m, at: m.read_usage({"prompt_tokens": 3}),
     "check_allowance": lambda m, at: m.check_allowance(at["user"]),
     "check_feature": lambda m, at: m.check_feature(at["user"], "export"),
     "check_spend_cap": lambda m, at: m.check_spend_cap(at["user"], "capped", 1),

@@ -444,7 +444,7 @@ def test_random_bodies_are_read_or_refused_alike(conn: Connection) -> None:
     seeds: list[Any] = [entry["body"] for entry in bodies(SAMPLE)]
     seeds += [case[1] for case in READ] + [case[1] for case in REFUSED if not isinstance(case[1], str)]
     names: list[str | None] = [*[None] * 40, *table.expanded()["names"], "mistrall"]
-    asked = []
+    asked: list[tuple[Any, ...]] = []
     for _ in range(2000):
         body = mutated(chance.choice(seeds), chance, words)
         if isinstance(body, str):
