@@ -28,8 +28,8 @@ MAX_FACTOR_DIGITS = 30
 Rounding = Literal["carry", "up", "down", "half_up"]
 
 
-def _number(value: Any) -> int | Decimal:
-    """An exact number of 0 <= n < 10^15 with at most 12 decimals, or ValueError."""
+def _number(value: Any, decimals: int = MAX_DECIMALS) -> int | Decimal:
+    """An exact number of 0 <= n < 10^15 with at most so many decimals, or ValueError."""
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
@@ -43,10 +43,10 @@ def _number(value: Any) -> int | Decimal:
     if isinstance(value, int):
         return value
     _, digits, exponent = value.as_tuple()
-    beyond = max(0, -MAX_DECIMALS - int(exponent))
+    beyond = max(0, -decimals - int(exponent))
     if beyond and any(digits[-beyond:]):
-        raise ValueError(f"has more than {MAX_DECIMALS} decimals: {value}")
-    return Decimal(format(Decimal((0, digits[:-beyond] or (0,), -MAX_DECIMALS)) if beyond else abs(value), "f"))
+        raise ValueError(f"has more than {decimals} decimals: {value}")
+    return Decimal(format(Decimal((0, digits[:-beyond] or (0,), -decimals)) if beyond else abs(value), "f"))
 
 
 def _credits(value: Any) -> int:
@@ -72,32 +72,21 @@ def _exact(value: Any) -> Decimal:
     return Decimal(_number(value))
 
 
-def _long_number(value: Any) -> Decimal:
-    """An exact number with at most 30 digits either side of the point, or ValueError."""
+def _provider_cost(value: Any) -> Decimal:
+    return Decimal(_number(value, MAX_FACTOR_DIGITS))
+
+
+def _factor(value: Any) -> Decimal:
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise ValueError(f"must be a number, not {value!r}")
-    number = Decimal(value)
-    if not number.is_finite():
-        raise ValueError(f"must be a finite number, not {value}")
-    if number.adjusted() >= MAX_FACTOR_DIGITS or int(number.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
-        raise ValueError(f"has at most {MAX_FACTOR_DIGITS} digits before and after the point")
-    return Decimal(format(number, "f"))
-
-
-def _factor(value: Any) -> Decimal:
-    factor = _long_number(value)
-    if factor <= 0:
+    factor = Decimal(value)
+    if not factor.is_finite() or factor <= 0:
         raise ValueError(f"must be above 0, not {value}")
-    return factor
-
-
-def _provider_cost(value: Any) -> Decimal | None:
-    cost = None if value is None else _long_number(value)
-    if cost is not None and cost < 0:
-        raise ValueError(f"must not be negative: {value}")
-    return cost
+    if factor.adjusted() >= MAX_FACTOR_DIGITS or int(factor.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
+        raise ValueError(f"has at most {MAX_FACTOR_DIGITS} digits before and after the point")
+    return Decimal(format(factor, "f"))
 
 
 Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
@@ -107,7 +96,7 @@ Count = Annotated[int, BeforeValidator(_count)]
 Quantity = Annotated[Decimal, BeforeValidator(_exact)]
 """A further metric: 0 <= n < 10^15, at most 12 decimals."""
 ProviderCost = Annotated[Decimal, BeforeValidator(_provider_cost)]
-"""What a provider says it took, in its own money: at least 0, at most 30 decimals."""
+"""What the provider says a call took, in its own money: 0 <= n < 10^15, at most 30 decimals."""
 Factor = Annotated[Decimal, BeforeValidator(_factor)]
 """Above 0, at most 30 digits either side of the point."""
 
@@ -154,7 +143,7 @@ class UsageMetrics(BaseModel):
     images: Count = 0
     requests: Count = 0
     provider_cost: ProviderCost | None = None
-    unread: dict[str, Quantity] | None = None
+    unread: dict[str, Quantity] = Field(default_factory=dict)
 
     __pydantic_extra__: dict[str, Quantity] = Field(init=False)
 
@@ -186,10 +175,11 @@ class UsageMetrics(BaseModel):
     def to_usage(self) -> dict[str, Any]:
         """The usage object that the SQL calls take: what says nothing is left out, numbers stay exact."""
         said = self.model_fields_set.intersection(FURTHER_COUNTS)
+        nothing: tuple[Any, ...] = (None, 0, [], {})
         known = {
             name: value
             for name in type(self).model_fields
-            if (value := getattr(self, name)) not in (None, 0, []) or name in said
+            if (value := getattr(self, name)) not in nothing or name in said
         }
         return known | (self.model_extra or {})
 

@@ -214,10 +214,10 @@ begin
     v_value := p_usage - '{model,fixed_job,provider_cost,unread}'::text[];
   end if;
   if p_usage ? 'provider_cost' and (
-    jsonb_typeof(p_usage -> 'provider_cost') <> 'number' or (p_usage -> 'provider_cost')::numeric not between 0 and 1e30
+    jsonb_typeof(p_usage -> 'provider_cost') <> 'number' or (p_usage -> 'provider_cost')::numeric < 0 or (p_usage -> 'provider_cost')::numeric >= 1e15
     or (p_usage -> 'provider_cost')::numeric <> round((p_usage -> 'provider_cost')::numeric, 30))
   then
-    perform ducto_private.invalid('p_metrics: provider_cost must be a number of at least 0, with at most 30 digits either side of the point',
+    perform ducto_private.invalid('p_metrics: provider_cost must be a number of at least 0 and below 10^15, with at most 30 decimals',
       'It is what the provider says that the call took, in its own money.', left((p_usage -> 'provider_cost')::text, 100));
   end if;
   if p_usage ? 'unread' then

@@ -82,7 +82,7 @@ language plpgsql stable
 as $$
 begin
   if p_request.amount is null and p_request.job is null then
-    p_request.usage := ducto_private.checked_usage(p_request.usage);
+    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage));
   end if;
   perform ducto_private.check_short(p_request.model, 'p_model');
   perform ducto_private.check_key(p_request.key);
@@ -262,6 +262,7 @@ begin
           then
             begin
               v_request := ducto_private.checked_request(v_request);
+              v_model := coalesce(v_request.model, v_request.usage ->> 'model');
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
               if not v_request.batched or v_error is null then

@@ -72,12 +72,14 @@ from ducto_pg.models import (
     UsageMetrics,
     Violation,
 )
+from ducto_pg.usage.reading import plain
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Id = str | UUID
 Usage = UsageMetrics | Mapping[str, Any]
+Body = Annotated[Any, "jsonb"]
 Metadata = CreditMetadata | Mapping[str, Any]
 Charges = Sequence[Mapping[str, Any]]
 Small = Annotated[int, "integer"]
@@ -93,6 +95,7 @@ _SQL_TYPES: dict[Any, str] = {
     bool: "boolean",
     datetime: "timestamptz",
     Usage: "jsonb",
+    Body: "jsonb",
     Metadata: "jsonb",
     Charges: "jsonb",
 }
@@ -155,7 +158,7 @@ class Parameter:
         """`value` for the driver, or InvalidArgumentError: nothing is rounded or guessed on the way."""
         if value is None:
             return None
-        in_words, write = _WRITERS["charges" if self.name == "charges" else self.sql_type]
+        in_words, write = _WRITERS[self.name if self.name in ("charges", "body") else self.sql_type]
         written = write(self.name, value)
         if written is None:
             raise InvalidArgumentError(f"{self.name} must be {in_words}, not {repr(value)[:100]}")
@@ -210,6 +213,7 @@ _WRITERS: dict[str, tuple[str, Callable[[str, object], object]]] = {
     "timestamptz": ("a datetime with a time zone", _time),
     "jsonb": ("a dict", _object),
     "charges": ("a list of dicts", _charges),
+    "body": ("what a provider returned", lambda name, value: _json(name, plain(value))),
 }
 _OBJECTS = (dict, BaseModel, Mapping)
 
@@ -231,6 +235,8 @@ def _dict(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, (dict, Mapping)):
         if name in ("metrics", "charges") and any(isinstance(number, float) for number in value.values()):
             raise InvalidArgumentError(f"{name}: a float is not exact, pass an int or a Decimal: {repr(value)[:200]}")
+        if name == "metrics" and "body" in value:
+            return {**value, "body": plain(value["body"])}
         return value if isinstance(value, dict) else dict(value)
     return value.to_usage() if isinstance(value, UsageMetrics) else value.model_dump(exclude_none=True)
 
@@ -317,7 +323,7 @@ class Rpc(Call[P, T]):
 
     @cached_property
     def _columns(self) -> list[str]:
-        return list(self.answer.model_fields) if issubclass(self.answer, BaseModel) else []
+        return list(self.answer.model_fields) if hasattr(self.answer, "model_fields") else []
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -390,6 +396,10 @@ class Calls:
         self, metrics: Usage, user_id: Id | None = None, version: Small | None = None, plan_id: str | None = None
     ) -> CostBreakdown:
         """The exact price of a usage, on a plan or on that of an account if one is named; charges nothing."""
+
+    @rpc
+    def read_usage(self, body: Body, api: str | None = None, model: str | None = None) -> dict[str, Any]:
+        """The usage that a provider's answer tells; `ducto_pg.usage.read` says the same without a database."""
 
     @rpc
     def get_active_pricing(self) -> PricingConfigResult | None:

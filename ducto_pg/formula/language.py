@@ -11,7 +11,7 @@ Not, and Contains and EQ of the model and a text. Nodes are never changed and ma
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -34,6 +34,7 @@ from ducto_pg.formula.arithmetic import (
 )
 from ducto_pg.formula.dialect import Comparisons, parse_text
 from ducto_pg.formula.fields import KNOWN_COUNTS, SEED_COUNTS
+from ducto_pg.spelling import nearest
 
 MAX_LENGTH = 2_000
 MAX_NODES = 400
@@ -107,40 +108,6 @@ def is_metric_name(name: str) -> bool:
     """Whether a config may give one of its own metrics this name: lower case, digits and `_`, at most 48, not taken."""
     taken = (*SEED_COUNTS, *_FUNCTIONS, *_WORDS.split())
     return _METRIC.fullmatch(name) is not None and name not in taken
-
-
-_PROVIDERS_WORDS = {
-    "prompt": "input",
-    "completion": "output",
-    "candidates": "output",
-    "reasoning": "output",
-    "thoughts": "output",
-    "cached": "cacheread",
-    "creation": "write",
-}
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that looks most like a misspelt one (`inputTokens` -> `input_tokens`), or None.
-
-    At least half of their letters and pairs of letters are the same, once what providers call a kind of token has our
-    word for it (`promptTokenCount` -> `input_tokens`). The database answers alike (`ducto_private.nearest`).
-    """
-    wanted = _letters(name)
-    best, score = None, 0
-    for candidate in sorted(known):
-        letters = _letters(candidate)
-        shared, total = len(wanted & letters), len(wanted) + len(letters)
-        if 4 * shared >= max(total, 1) and 1_000_000 * shared // total > score:
-            best, score = candidate, 1_000_000 * shared // total
-    return best
-
-
-def _letters(name: str) -> set[str]:
-    plain = name.lower().replace("_", "").replace("-", "")
-    for word, ours in _PROVIDERS_WORDS.items():
-        plain = plain.replace(word, ours)
-    return {plain[start : start + size] for start in range(len(plain)) for size in (1, 2)}
 
 
 def _constant(node: exp.Expr) -> Decimal | None:

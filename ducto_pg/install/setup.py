@@ -21,6 +21,7 @@ from ducto_pg import __version__, exactjson
 from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.install import sqlfiles
 from ducto_pg.models import SetupResult
+from ducto_pg.usage import table as usage_fields
 
 Roles = str | Iterable[str]
 
@@ -127,7 +128,10 @@ def script(
         raise InvalidArgumentError(f"not a lock_timeout: {lock_timeout!r}")
     migrations = sqlfiles.read("migrations")
     behaviour = [
-        sqlfiles.SqlFile(file.name, file.text.replace("{{version}}", __version__)) for file in sqlfiles.read("sql")
+        sqlfiles.SqlFile(
+            file.name, file.text.replace("{{version}}", __version__).replace("{{usage_fields}}", usage_fields.as_json())
+        )
+        for file in sqlfiles.read("sql")
     ]
     checksums = {file.name: file.checksum for file in migrations}
     text = sqlfiles.template()

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from ducto_pg.errors import ConfigError, ExpressionError
 from ducto_pg.formula.arithmetic import multiply, trim_scale
 from ducto_pg.formula.fields import KNOWN_COUNTS
-from ducto_pg.formula.language import MAX_DIGITS, Formula, is_metric_name, nearest, parse
+from ducto_pg.formula.language import MAX_DIGITS, Formula, is_metric_name, parse
 from ducto_pg.models import PlanDefinition, PricingConfigData
 from ducto_pg.pricing.coverage import UNREAD
 from ducto_pg.pricing.lookup import DEFAULT, LOWER, NO_MODEL
+from ducto_pg.spelling import nearest
 
 if TYPE_CHECKING:
     import yaml

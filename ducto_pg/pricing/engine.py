@@ -18,11 +18,13 @@ from ducto_pg.errors import (
 )
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
 from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, limits
-from ducto_pg.formula.language import Formula, nearest
+from ducto_pg.formula.language import Formula
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 from ducto_pg.pricing import coverage
 from ducto_pg.pricing.config import TOKENS, check, credit_factor, load
 from ducto_pg.pricing.lookup import DEFAULT, NO_MODEL, Lookup
+from ducto_pg.spelling import nearest
+from ducto_pg.usage.reading import read_body
 
 
 class _Price(NamedTuple):
@@ -112,7 +114,7 @@ class PricingEngine:
         dict that is no usage, or a count above the one that it is a part of.
         """
         if not isinstance(metrics, UsageMetrics):
-            metrics = _usage(metrics)
+            metrics = _usage(metrics, cached_beside=self._config.cached == "beside")
         terms = self._terms.get(plan_id)
         if terms is None:
             plans = self._config.plans or {}
@@ -211,7 +213,7 @@ class PricingEngine:
             name for name, count in (given | (metrics.model_extra or {})).items() if count and name not in charged
         ]
         if coverage.UNREAD not in charged:
-            missing += [f"{coverage.UNREAD}.{path}" for path, count in (metrics.unread or {}).items() if count]
+            missing += [f"{coverage.UNREAD}.{path}" for path, count in metrics.unread.items() if count]
         if missing:
             hint = "Name it in a formula of the config, or list it under free."
             raise UnpricedUsageError(f"no formula of this price names {', '.join(sorted(missing))}", hint=hint)
@@ -261,8 +263,13 @@ def _at_least_zero(value: Decimal) -> Decimal:
     return value if value > 0 else ZERO
 
 
-def _usage(data: Mapping[str, Any]) -> UsageMetrics:
-    """A usage given as a dict, in which None is absent."""
+def _usage(data: Mapping[str, Any], *, cached_beside: bool) -> UsageMetrics:
+    """A usage given as a dict, in which None is absent, or as what a provider returned (`body`)."""
+    if "body" in data:
+        if not data.keys() <= {"body", "api", "model"}:
+            hint = "What the provider's answer does not say is added to what ducto_pg.usage.read answers."
+            raise InvalidArgumentError("beside body stand only api and model, both texts", hint=hint)
+        data = read_body(data["body"], data.get("api"), data.get("model"), cached_beside)
     try:
         return UsageMetrics.model_validate({name: value for name, value in data.items() if value is not None})
     except ValidationError as error:

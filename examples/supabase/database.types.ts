@@ -297,6 +297,9 @@ export type Database = {
         isOneToOne: false
         isSetofReturn: true
       } },
+"read_usage":
+{ Args: { "p_api"?: string,"p_body": Json,"p_model"?: string }; Returns: Json
+                           },
 "refund_credits":
 { Args: { "p_amount"?: number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_reason"?: string,"p_transaction_id": string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["refund_result"]
                           SetofOptions: {

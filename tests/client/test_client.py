@@ -101,7 +101,7 @@ class TestDeclarations:
             assert attributes
             assert set(rpc.answer.model_fields) == set(attributes[0])
         else:
-            assert {str: "text", int: "bigint"}[rpc.answer] == returns
+            assert {str: "text", int: "bigint", dict[str, Any]: "jsonb"}[rpc.answer] == returns
 
     def test_none_is_missing(self, conn: Connection) -> None:
         names = conn.execute(

@@ -17,7 +17,8 @@ from ducto_pg.formula import arithmetic, generator
 from ducto_pg.formula.arithmetic import multiply
 from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.generator import compile_function
-from ducto_pg.formula.language import is_metric_name, nearest, parse
+from ducto_pg.formula.language import is_metric_name, parse
+from ducto_pg.spelling import nearest
 
 SUPPORT = ROOT / "sql" / "02_pricing_support.sql"
 EXPRESSIONS = CONFORMANCE / "expressions.json"

@@ -24,7 +24,7 @@ Denied = psycopg.errors.InsufficientPrivilege
 
 # The audience of each function, by the contract.
 CALL = {
-    *("calculate_cost", "explain_transaction", "version"),
+    *("calculate_cost", "read_usage", "explain_transaction", "version"),
     *("get_active_pricing", "get_balance", "get_pricing_config", "get_pricing_history", "get_reservation"),
     *("get_transaction", "list_reservations", "list_transactions"),
     *("reserve", "reserve_credits", "extend_reservation", "release_reservation"),

@@ -67,6 +67,7 @@ p_from timestamptz = null, p_to timestamptz = null) -> setof transaction
 stable my_balance() -> balance_result
 stable my_plan() -> get_user_plan_result
 stable my_transactions(p_limit integer = 50, p_before bigint = null) -> setof transaction
+stable read_usage(p_body jsonb, p_api text = null, p_model text = null) -> jsonb
 volatile refund_credits(p_transaction_id text, p_amount bigint = null, p_reason text = null, p_metadata jsonb = null, \
 p_idempotency_key text = null, p_user_id text = null) -> refund_result
 volatile release_reservation(p_reservation_id text, p_user_id text = null) -> reserve_result
