@@ -714,6 +714,20 @@ class SpendByModelRow(Spending):
     transaction_count: int = 0
 
 
+class SpendMargin(Answer):
+    """What was charged for a model, and what the provider took for it, in the money of the price list.
+
+    `uncosted` counts the charges of which the provider's cost is unknown: known amounts, fixed jobs, what the version of
+    the charge cannot price.
+    """
+
+    model: str = ""
+    transaction_count: int = 0
+    total_spend: int = 0
+    provider_cost: Decimal = Decimal(0)
+    uncosted: int = 0
+
+
 class DailySpendRow(Spending):
     """Credits debited and charges by local day (YYYY-MM-DD)."""
 

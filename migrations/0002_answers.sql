@@ -321,6 +321,15 @@ create type ducto.spend_by_user_row as (
   error text
 );
 
+create type ducto.spend_margin as (
+  model text,
+  transaction_count bigint,
+  total_spend bigint,
+  provider_cost numeric,
+  uncosted bigint,
+  error text
+);
+
 create type ducto.spend_by_model_row as (
   model text,
   total_spend bigint,
@@ -391,6 +400,7 @@ comment on type ducto.team_deduction_result is 'A charge on a team''s pool: user
 comment on type ducto.sweep_result is 'How many lots expired, or would expire, and how many credits.';
 comment on type ducto.event is 'Something that happened to an account, until it is acknowledged.';
 comment on type ducto.spend_by_user_row is 'What a user or member spent: credits debited, gross of refunds.';
+comment on type ducto.spend_margin is 'What was charged for a model, and what the provider took for it.';
 comment on type ducto.spend_by_model_row is 'What was spent on a model, gross of refunds.';
 comment on type ducto.daily_spend_row is 'What was spent on a local day, gross of refunds.';
 comment on type ducto.top_user_row is 'A user or member among those who spent most.';

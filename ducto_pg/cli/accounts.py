@@ -36,6 +36,7 @@ ASKING = {
     "stats total": "aggregate_stats --start --end",
     "stats users": "spend_by_user --start --end",
     "stats models": "spend_by_model --start --end",
+    "stats margin": "spend_margin --start --end",
     "stats days": "daily_spend --start --end",
     "stats top": "top_users --limit --start --end",
     "stats rollup": "rollup_usage",

@@ -62,6 +62,7 @@ from ducto_pg.models import (
     SpendByModelRow,
     SpendByUserRow,
     SpendCap,
+    SpendMargin,
     SweepResult,
     Team,
     TeamBalanceResult,
@@ -742,6 +743,10 @@ class Calls:
     @rpc
     def spend_by_model(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendByModelRow]:
         """What was spent on models in [start, end), most first."""
+
+    @rpc
+    def spend_margin(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendMargin]:
+        """What was charged for models in [start, end), beside what their providers took, most first."""
 
     @rpc
     def daily_spend(self, start: datetime | None = None, end: datetime | None = None) -> list[DailySpendRow]:
