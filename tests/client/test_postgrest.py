@@ -92,7 +92,12 @@ STEPS = [
     call("set_user_plan", user_id="bob"),
     call("calculate_cost", metrics=USAGE),
     call("calculate_cost", metrics=USAGE, user_id="alice", version=1),
-    call("read_usage", body={"model": "any", "usage": {"prompt_tokens": 3, "completion_tokens": 2}}, api="openai"),
+    call(
+        "read_usage",
+        body={"model": "any", "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+        api="openai",
+        model="m",
+    ),
     call("set_spend_cap", user_id="alice", limit=500),
     call("set_spend_cap", user_id="alice", limit=2, cap_type="monthly", model="any", action="warn"),
     call("list_spend_caps", user_id="alice"),
