@@ -98,6 +98,7 @@ STEPS = [
         api="openai",
         model="m",
     ),
+    call("read_usage", body={"prompt_tokens": 3}),
     call("set_spend_cap", user_id="alice", limit=500),
     call("set_spend_cap", user_id="alice", limit=2, cap_type="monthly", model="any", action="warn"),
     call("list_spend_caps", user_id="alice"),
