@@ -49,6 +49,8 @@ def read_body(
     fields = table.expanded()
     every = [name for name, known in fields["apis"].items() if not known["only_by_name"]]
     if api is not None and api not in fields["names"]:
+        from ducto_pg.formula.language import nearest
+
         close = nearest(api, fields["names"])
         known = ", ".join(sorted(fields["names"]))
         _refuse(f"unknown API '{api[:100]}'", f"did you mean {close}?" if close else f"Use one of: {known}.")
