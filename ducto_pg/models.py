@@ -717,8 +717,8 @@ class SpendByModelRow(Spending):
 class SpendMargin(Answer):
     """What was charged for a model, and what the provider took for it, in the money of the price list.
 
-    `uncosted` counts the charges of which the provider's cost is unknown: known amounts, fixed jobs, what the version of
-    the charge cannot price.
+    `uncosted` counts the charges of which the provider's cost is unknown: known amounts, fixed jobs, what the version
+    of the charge cannot price.
     """
 
     model: str = ""

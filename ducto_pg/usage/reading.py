@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 from ducto_pg import exactjson
 from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.models import MAX_USAGE, UsageMetrics
-from ducto_pg.spelling import nearest
 from ducto_pg.usage import table
 
 _EXACT = Context(prec=200_000)
