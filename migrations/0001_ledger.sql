@@ -77,6 +77,7 @@ create table ducto_private.terms (
   cached text not null,
   parts text[] not null,
   wholes text[] not null,
+  misfits jsonpath not null,
   overrides text collate "C",
   default_plan text collate "C",
   plan_name text,
@@ -91,6 +92,7 @@ comment on column ducto_private.terms.factor is 'Credits for one unit of what th
 comment on column ducto_private.terms.fields is 'The usage fields that the config knows.';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
 comment on column ducto_private.terms.parts is 'The counts that are parts of others; wholes has of what, in the same order.';
+comment on column ducto_private.terms.misfits is 'Finds a usage in which a part is above its whole.';
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
 
 -- Of the activations whose time has come the one recorded last is active. So each ends at the earliest start of those recorded

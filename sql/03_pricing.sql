@@ -403,10 +403,10 @@ begin
   if p_usage - p_terms.fields <> '{}' and p_hold_model is null then
     perform ducto_private.unknown_metric(p_usage, p_terms.fields);
   end if;
-  perform ducto_private.invalid(m.misfit,
-    'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.')
-  from ducto_private.misfit(p_terms, p_usage) as m (misfit)
-  where m.misfit is not null;
+  if p_usage @? p_terms.misfits then
+    perform ducto_private.invalid(ducto_private.misfit(p_terms, p_usage),
+      'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.');
+  end if;
   v_quote.version := p_terms.version;
   v_quote.plan_id := nullif(p_terms.plan_id, '');
 
@@ -685,13 +685,13 @@ begin
     from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
   ), shared as (
     select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
-      t.covers, t.match, t.aliases, t.unpriced, t.cached, t.parts, t.wholes,
+      t.covers, t.match, t.aliases, t.unpriced, t.cached, t.parts, t.wholes, t.misfits,
       t.default_plan
     from ducto_private.terms as t
     where t.plan_id = '' and t.version < p_version
     union all
     select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.fields,
-      g.covers, g.match, g.aliases, g.unpriced, g.cached, g.parts, g.wholes,
+      g.covers, g.match, g.aliases, g.unpriced, g.cached, g.parts, g.wholes, g.misfits,
       g.default_plan
     from given as g
     where g.plan_id = ''
@@ -711,10 +711,10 @@ begin
   )
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
     min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, covers, match, aliases,
-    unpriced, cached, parts, wholes, default_plan)
+    unpriced, cached, parts, wholes, misfits, default_plan)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.features, p.plan_factor, p.overrides,
     l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
-    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.parts, l.wholes, l.default_plan
+    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.parts, l.wholes, l.misfits, l.default_plan
   from plans as p
   join shared as l on l.version = p.version;
 end

@@ -369,7 +369,10 @@ begin
             where p.version = v_version and p.section = 'models' and p.key <= v_model
             order by p.key desc
             limit 1;
-            if v_request.usage is not null and (v_price.key = v_model and v_terms.overrides is null) is not true then
+            if v_request.usage is not null and (v_terms.overrides is null and (v_price.key = v_model or v_terms.aliases is null
+              and v_price.key <> '_default' and starts_with(v_model, v_price.key)
+              and ducto_private.allows_rest(v_terms.match, substr(v_model, length(v_price.key) + 1)))) is not true
+            then
               v_price := ducto_private.find_model(v_terms, v_model);
               if v_price.key = '_default' and v_model <> '_default' then
                 v_price.key := null;
@@ -382,7 +385,7 @@ begin
           end if;
           if v_price.composed_id is not null and v_request.usage - v_price.covers - v_terms.covers = '{}'
             and v_request.occurred_at is null and (v_request.usage - 'model' <> '{}' or 'requests' = any (v_price.covers))
-            and (not v_request.usage ?| v_terms.parts or ducto_private.misfit(v_terms, v_request.usage) is null)
+            and not v_request.usage @? v_terms.misfits
           then
             v_cost := ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor;
             if v_cost <= 0 then

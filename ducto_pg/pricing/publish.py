@@ -15,7 +15,7 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
-from ducto_pg.formula.fields import limits
+from ducto_pg.formula.fields import limits, misfits
 from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData, UsageMetrics
@@ -167,6 +167,7 @@ class _Compiler:
             "cached": config.cached,
             "parts": [part for part, _ in limits(config.cached)],
             "wholes": [whole for _, whole in limits(config.cached)],
+            "misfits": misfits(config.cached),
             "min_balance": config.min_balance,
             "rounding": config.rounding,
             "overrun": config.overrun,
