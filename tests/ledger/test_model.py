@@ -835,6 +835,7 @@ def ledger(server: Server, template_db: str) -> Iterator[Ledger]:
         clock = Clock(conn)
         for query in conn.execute(VIEWS).fetchall():
             conn.execute(query[0])
+        conn.execute("select ducto_private.store_objects()")
         yield Ledger(conn, clock)
 
 
