@@ -382,7 +382,7 @@ end
 $$;
 
 -- The whole price of a usage, part by part, by the terms of a version and a plan. At a settlement (p_hold_model is not null, ''
--- where the hold names none) an unknown model is priced as the hold's, and a count that no formula charges only warns.
+-- where the hold names none) an unknown model, or none, is priced as the hold's, and a count that no formula charges only warns.
 create or replace function ducto_private.price(p_terms ducto_private.terms, p_usage jsonb, p_hold_model text default null)
 returns ducto_private.quote
 language plpgsql stable
@@ -411,7 +411,7 @@ begin
   v_quote.plan_id := nullif(p_terms.plan_id, '');
 
   v_price := ducto_private.find_model(p_terms, v_model);
-  if v_price.key is null and v_model not in ('', 'none') and p_hold_model <> '' then
+  if v_price.key is null and p_hold_model <> '' then
     v_price := ducto_private.find_model(p_terms, p_hold_model);
     if v_price.key is not null then
       v_quote.warnings := '{priced_by_hold_model}';

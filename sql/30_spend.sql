@@ -374,7 +374,7 @@ begin
               and ducto_private.allows_rest(v_terms.match, substr(v_model, length(v_price.key) + 1)))) is not true
             then
               v_price := ducto_private.find_model(v_terms, v_model);
-              if v_price.key = '_default' and v_model <> '_default' then
+              if v_price.key = '_default' and v_model is distinct from '_default' then
                 v_price.key := null;
               end if;
             end if;

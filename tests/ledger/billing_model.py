@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo
 
 Answer = dict[str, Any]
 Names = tuple[str | None, str | None]
-Price = Callable[[int, str | None], tuple[Decimal, Names]]
+Quote = tuple[Decimal, Names, list[str], str | None]
+Price = Callable[..., Quote]
 Due = tuple[datetime, "Lot", int]
 
 REFUND_LOT = timedelta(hours=720)
@@ -74,7 +75,13 @@ class Prices:
             | {"factor": plan.factor}
             for name, plan in self.plans.items()
         }
-        config = {"models": formulas(self.rates), "metrics": {"points": 0}, "fixed": dict(self.jobs), "plans": plans}
+        config = {
+            "match": "prefix",
+            "models": formulas(self.rates),
+            "metrics": {"points": 0},
+            "fixed": dict(self.jobs),
+            "plans": plans,
+        }
         config |= {"timezone": zone, "signup_bonus": self.signup_bonus, "default_plan": self.default_plan}
         config |= {"min_balance": self.min_balance, "rounding": self.rounding, "overrun": self.overrun}
         config |= {"low_balance": self.low_balance, "factor": self.factor}
@@ -129,6 +136,7 @@ class Row:
     refers_to: str | None = None
     expires_at: datetime | None = None
     occurred_at: datetime | None = None
+    price_error: str | None = None
     taken: list[tuple[Lot, int]] = field(default_factory=list)
     outside: int = 0
     refunded: int = 0
@@ -335,36 +343,60 @@ class Billing:
         return model, None
 
     def _usage(self, metrics: Mapping[str, Any]) -> Price:
-        """What prices a usage, for a version and a plan: its cost, and its model as given and resolved."""
+        """What prices a usage, for a version and a plan: cost, model as given and resolved, warnings, and why not.
+
+        At a settlement `held` is the hold's model, or ''.
+        """
         if any((metrics.get(name) or 0) < 0 for name in COUNTS):
             raise Refused("invalid_argument")
 
-        def price(version: int, plan: str | None) -> tuple[Decimal, Names]:
-            if not metrics.keys() <= {"model", *COUNTS}:
+        def price(version: int, plan: str | None, held: str | None = None) -> Quote:
+            if not metrics.keys() <= {"model", *COUNTS} and held is None:
                 raise Refused("unknown_metric")
-            given, resolved = self.names(metrics.get("model"), version, plan)
-            rates = [of[resolved or "_default"] for of in self._rates(version, plan) if (resolved or "_default") in of]
-            if not rates and given is None and not metrics.get("points"):
-                return Decimal(0), (None, None)
-            if not rates:
-                raise Refused("unknown_model")
+            warnings = []
+            named = given = metrics.get("model")
+            rates, resolved = self._rates_of(named, version, plan)
+            if not rates and held:
+                rates, resolved = self._rates_of(held, version, plan)
+                named = held if rates else named
+                warnings += ["priced_by_hold_model"] if rates else []
+            if not rates and named is not None:
+                raise Refused("unknown_model", message=f"unknown model '{named}'")
+            unpriced = [
+                name
+                for name, count in sorted(metrics.items())
+                if name != "model" and count and (name != "points" or not rates)
+            ]
+            if unpriced and held is None:
+                raise Refused("unpriced_usage")
+            reason = f"no formula of this price names {', '.join(unpriced)}" if unpriced else None
+            warnings += ["unpriced_usage"] if unpriced else []
+            if named is not None and not any(count for name, count in metrics.items() if name != "model"):
+                warnings.append("no_usage")
             factor = self.versions[version].factor * self.terms(version, plan).factor
-            return Decimal(metrics.get("points") or 0) * rates[0] * factor, (given, resolved)
+            cost = Decimal(metrics.get("points") or 0) * rates[0] * factor if rates else Decimal(0)
+            return cost, (given, resolved), warnings, reason
 
         return price
 
+    def _rates_of(self, name: str | None, version: int, plan: str | None) -> tuple[list[Decimal], str | None]:
+        """What a point of a model costs, by the plan before the list, and the key that says so (None: `_default`)."""
+        _, resolved = self.names(name, version, plan)
+        key = resolved or "_default"
+        return [rates[key] for rates in self._rates(version, plan) if key in rates], resolved
+
     def _job(self, name: str) -> Price:
-        def price(version: int, plan: str | None) -> tuple[Decimal, Names]:
+        def price(version: int, plan: str | None) -> Quote:
             if name not in self.versions[version].jobs:
                 raise Refused("unknown_job")
-            return Decimal(self.versions[version].jobs[name]), (None, None)
+            return Decimal(self.versions[version].jobs[name]), (None, None), [], None
 
         return price
 
     def _amount(self, amount: int, model: str | None) -> Price:
         if amount < 0:
             raise Refused("invalid_argument")
-        return lambda version, plan: (Decimal(amount), self.names(model, version, plan))
+        return lambda version, plan, held=None: (Decimal(amount), self.names(model, version, plan), [], None)
 
     def credits(self, cost: Decimal, carry: Decimal, rounding: str) -> tuple[int, Decimal]:
         """What a cost takes, and the carry after it."""
@@ -686,7 +718,7 @@ class Billing:
         account = self._account_of(account_id, member)
         self._check_member(account, member)
         version = self.active(self.now(account))
-        cost, names = price(version, account.plan)
+        cost, names, warnings, _ = price(version, account.plan)
         amount = int(cost.to_integral_value(ROUND_CEILING))
         warning = self._admit(account, amount, names, member, min_balance)
         self._check_range(account, account.held(self.now(account)) + amount)
@@ -705,6 +737,7 @@ class Billing:
         account.holds.append(hold)
         self._tell(account, warning, now)
         answer = self._hold_answer(account, hold, now, warning)
+        answer["warnings"] = warnings + answer["warnings"]
         return self._remember(account, "holds", idempotency_key, request, answer)
 
     def _hold_answer(self, account: Account, hold: Hold, now: datetime, warning: list[Cap]) -> Answer:
@@ -815,12 +848,15 @@ class Billing:
                 raise self._refused(account, "idempotency_conflict")
             return hold.end[1] | {"idempotent": True}
         version, plan = (hold.version, hold.plan) if hold else (self.active(self.now(account)), account.plan)
-        cost, names = price(version, plan)
+        if hold is None:
+            cost, names, warnings, reason = price(version, plan)
+        else:
+            cost, names, warnings, reason = self._settlement(price, hold, final, asked)
         terms = self.versions[version]
         charged, carry = self.credits(cost, account.carry, terms.rounding)
         now = self.now(account)
         left = self.allowance_left(account, now)
-        shortfall, warnings, warning = 0, [], []
+        shortfall, warning = 0, []
         if hold is None:
             warning = self._admit(account, charged, names, member, None)
         else:
@@ -862,7 +898,12 @@ class Billing:
             plan_id=plan,
             taken=taken,
             outside=outside,
+            price_error=reason,
         )
+        alike = [of for of in account.rows[:-1] if (of.price_error, of.pricing_version) == (reason, version + 1)]
+        if reason and not any(self.window("daily", of.created_at) == self.window("daily", now) for of in alike):
+            told = {"transaction_id": row.transaction_id, "pricing_version": version + 1, "reason": reason}
+            account.events.append(("settlement_unpriced", told))
         self._tell(account, warning, now)
         for (kind, model), cap in account.caps.items():
             if cap.action == "deny" and cap in matching and spent[cap] < cap.limit <= spent[cap] + debit:
@@ -888,6 +929,16 @@ class Billing:
                 hold.status = "settled"
                 hold.end = (request, answer) if idempotency_key is None else None
         return self._remember(account, "ledger", idempotency_key, request, answer)
+
+    def _settlement(self, price: Price, hold: Hold, final: bool, asked: Any) -> Quote:
+        """The price of a settlement, which is never refused for it: what cannot be priced costs what is held."""
+        try:
+            return price(hold.version, hold.plan, hold.names[0] or "")
+        except Refused as refused:
+            if refused.error == "invalid_argument":
+                raise
+            given = dict(asked[1]).get("model") if len(asked) == 2 else None
+            return Decimal(hold.amount if final else 0), (given, None), ["priced_by_hold"], refused.told["message"]
 
     def deduct_batch(self, charges: list[Any]) -> list[Answer]:
         return [self._element(charge) for charge in charges]

@@ -51,6 +51,7 @@ SQLSTATES = {
     "unknown_model": "DU003",
     "unknown_job": "DU004",
     "unknown_metric": "DU005",
+    "unpriced_usage": "DU008",
 }
 BALANCES = ("balance", "balance_after", "new_balance", "team_balance_after")
 SIZES = [
