@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench reference clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo
@@ -19,6 +19,9 @@ check: .venv/dev
 
 bench: .venv/dev
 	.venv/bin/python benchmarks/run.py $(ARGS)
+
+reference: .venv/dev
+	.venv/bin/python docs/reference.py
 
 clean:
 	rm -rf .venv

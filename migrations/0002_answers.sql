@@ -372,39 +372,148 @@ create type ducto.aggregate_stats_row as (
 );
 
 comment on type ducto.cost_breakdown is 'The exact price of a usage, in credits, by part.';
+comment on column ducto.cost_breakdown.model_credits is 'by the model''s formula, at least 0';
+comment on column ducto.cost_breakdown.tool_credits is 'by the tools'' formulas, at least 0';
+comment on column ducto.cost_breakdown.search_credits is 'by search.costs, at least 0';
+comment on column ducto.cost_breakdown.cache_savings is 'by cache.discount, usually negative';
+comment on column ducto.cost_breakdown.fixed_credits is 'of fixed_job';
+comment on column ducto.cost_breakdown.total is 'the cost: the sum of these, at least 0, exact';
+comment on column ducto.cost_breakdown.breakdown is 'of the usage: model, input_tokens, output_tokens, tool_count';
 comment on type ducto.pricing_config_result is 'A published pricing version; nulls where none is active.';
+comment on column ducto.pricing_config_result.config is 'as published, defaults left out';
 comment on type ducto.pricing_config_history_item is 'A published pricing version, in short.';
-comment on type ducto.balance_result is 'An account''s credits: balance, what holds claim of it, and the largest hold admitted now.';
+comment on column ducto.pricing_config_history_item.active is 'whether it prices now';
+comment on type ducto.balance_result is 'What an account has.';
+comment on column ducto.balance_result.balance is 'holds not taken off; negative is a debt';
+comment on column ducto.balance_result.reserved is 'what active holds claim';
+comment on column ducto.balance_result.available is
+  'the largest hold admitted now, as far as the balance goes: caps may admit less';
+comment on column ducto.balance_result.credit_limit is 'how far below zero the account may go';
 comment on type ducto.add_credits_result is 'Credits added or, with a negative amount, taken back.';
-comment on type ducto.reserve_result is 'A hold: amount is what it holds after the call, reserved_total what all holds of the account do.';
-comment on type ducto.deduction_result is 'A charge: amount is minus the credits debited from the balance; charged = -amount + allowance_used.';
-comment on type ducto.refund_result is 'A refund: amount + allowance_restored + allowance_lapsed = credits refunded.';
-comment on type ducto.transaction is 'A row of the ledger; amount is the signed change of the balance.';
-comment on type ducto.reservation is 'A hold; amount is what it holds now.';
-comment on type ducto.explanation is 'How a charge came to its cost: usage, formulas, parts, and the carried fraction before and after.';
+comment on column ducto.add_credits_result.amount is 'added; negative: taken back';
+comment on type ducto.reserve_result is 'A hold as the call leaves it.';
+comment on column ducto.reserve_result.amount is 'held by this hold after the call';
+comment on column ducto.reserve_result.balance is 'of the account';
+comment on column ducto.reserve_result.reserved_total is 'held by all active holds of the account after the call';
+comment on column ducto.reserve_result.idempotent is
+  'whether this is the first answer again; the hold may have ended since';
+comment on type ducto.deduction_result is 'A charge.';
+comment on column ducto.deduction_result.amount is 'minus the credits debited; charged = -amount + allowance_used';
+comment on type ducto.refund_result is 'A refund: refunded = amount + allowance_restored + allowance_lapsed.';
+comment on column ducto.refund_result.refund_transaction_id is 'of the row that was written';
+comment on column ducto.refund_result.original_transaction_id is 'the charge';
+comment on column ducto.refund_result.amount is 'back in the balance';
+comment on column ducto.refund_result.allowance_restored is 'back in this month''s allowance';
+comment on column ducto.refund_result.allowance_lapsed is 'of a month that is over';
+comment on type ducto.transaction is 'A row of the ledger.';
+comment on column ducto.transaction.transaction_id is 'a time-ordered UUID';
+comment on column ducto.transaction.seq is '1, 2, 3, … of the account, without gaps';
+comment on column ducto.transaction.type is
+  '''purchase'', ''subscription'', ''signup_bonus'', ''promotion'', ''adjustment'', ''usage'', ''refund'', ''removal'' or ''expiry''';
+comment on column ducto.transaction.amount is
+  'signed change of the balance; their sum is the balance, but for credits that are due and not yet written off';
+comment on column ducto.transaction.allowance_used is 'of the plan; negative where a refund restored it';
+comment on column ducto.transaction.allowance_lapsed is 'what a refund could not restore';
+comment on column ducto.transaction.reservation_id is 'the hold that it settled';
+comment on column ducto.transaction.refers_to is 'the charge refunded, or the grant removed or expired';
+comment on column ducto.transaction.price_error is 'why a settlement''s usage, or a part of it, has no price';
+comment on column ducto.transaction.warnings is 'as in the answer of the charge';
+comment on column ducto.transaction.paid_amount is 'as given';
+comment on column ducto.transaction.paid_currency is 'as given';
+comment on column ducto.transaction.reference is 'as given';
+comment on column ducto.transaction.expires_at is 'of credits that expire';
+comment on column ducto.transaction.reason is 'as given';
+comment on column ducto.transaction.created_at is 'never earlier than the row before';
+comment on column ducto.transaction.occurred_at is
+  'of an expiry: when the credits were due, or the hold ended that had kept them';
+comment on type ducto.reservation is 'A hold.';
+comment on column ducto.reservation.reservation_id is 'a time-ordered UUID';
+comment on column ducto.reservation.status is '''active'', ''expired'', ''settled'' or ''released''';
+comment on column ducto.reservation.amount is 'held now';
+comment on column ducto.reservation.charged is 'charged against it so far';
+comment on column ducto.reservation.metrics is 'the estimate, as given';
+comment on column ducto.reservation.pricing_version is 'at which it is settled';
+comment on column ducto.reservation.plan_id is 'at which it is settled';
+comment on column ducto.reservation.ended_at is 'when it ended';
+comment on type ducto.explanation is
+  'How a charge came to its cost: usage, formulas, parts, and the carried fraction before and after.';
+comment on column ducto.explanation.carry_before is 'the fraction carried from the row before';
+comment on column ducto.explanation.formulas is
+  'those of the version that had a say, by ''model'', ''tools'', ''search'', ''cache'' and ''fixed''';
+comment on column ducto.explanation.parts is
+  'model_credits, tool_credits, search_credits, cache_savings, fixed_credits';
+comment on column ducto.explanation.amount is 'minus the credits debited';
 comment on type ducto.violation is 'An invariant of the ledger that does not hold.';
+comment on column ducto.violation.invariant is 'the rule, in words';
+comment on column ducto.violation.expected is 'what it should be';
+comment on column ducto.violation.actual is 'what it is';
+comment on column ducto.violation.detail is 'where, usually a transaction''s id';
 comment on type ducto.set_user_plan_result is 'The plan that an account is on from now; null where it was taken away.';
 comment on type ducto.get_user_plan_result is 'An account''s plan, at its present terms, and what is left of its allowance.';
-comment on type ducto.check_feature_result is 'A feature of an account''s plan: its value, and whether that counts as having it.';
+comment on column ducto.get_user_plan_result.plan_name is 'as configured';
+comment on column ducto.get_user_plan_result.free_allowance is 'credits in each month';
+comment on column ducto.get_user_plan_result.features is 'as configured';
+comment on type ducto.check_feature_result is
+  'A feature of an account''s plan: its value, and whether that counts as having it.';
+comment on column ducto.check_feature_result.feature is 'as asked';
+comment on column ducto.check_feature_result.value is 'as configured; null where absent';
+comment on column ducto.check_feature_result.has_feature is 'whether it counts';
 comment on type ducto.allowance_result is 'What is left of a plan''s allowance, and the period to which it belongs.';
 comment on type ducto.spend_cap is
-  'A bound on the credits debited from a balance in a local day or month, for all models or one; spent is net of refunds, resets_at the end of the window.';
+  'A bound on the credits debited from a balance in a local day or month, net of refunds, for all models or one.';
+comment on column ducto.spend_cap.cap_type is '''daily'' or ''monthly''';
+comment on column ducto.spend_cap.model is 'null for all models';
+comment on column ducto.spend_cap."limit" is 'credits';
+comment on column ducto.spend_cap.action is '''deny'', ''warn'' or ''notify''';
+comment on column ducto.spend_cap.spent is 'credits that count against it now';
+comment on column ducto.spend_cap.resets_at is 'when the next window begins';
 comment on type ducto.cap_check_result is 'The cap that an amount would exceed; zeros where none.';
+comment on column ducto.cap_check_result.capped is 'whether it would be refused';
+comment on column ducto.cap_check_result.current_spend is 'of the cap, in its window';
+comment on column ducto.cap_check_result.cap_limit is 'of the cap';
+comment on column ducto.cap_check_result.action is 'of the cap';
+comment on column ducto.cap_check_result.model is 'of the cap';
 comment on type ducto.create_team_result is 'A team: an account with members.';
 comment on type ducto.team is 'A team, its pool and the number of its present members.';
+comment on column ducto.team.balance is 'of the pool';
 comment on type ducto.team_balance_result is 'A team''s pool.';
+comment on column ducto.team_balance_result.balance is 'of the pool';
 comment on type ducto.add_team_member_result is 'A member of a team as added, changed or removed.';
-comment on type ducto.team_member is
-  'A present member of a team; spent is that of spend_cap_period, total_spent that of the whole life, both net of refunds.';
-comment on type ducto.team_deduction_result is 'A charge on a team''s pool: user_id is the member, balances are the pool''s.';
+comment on column ducto.add_team_member_result.user_id is 'the member';
+comment on type ducto.team_member is 'A present member of a team.';
+comment on column ducto.team_member.user_id is 'the member';
+comment on column ducto.team_member.spend_cap is 'credits; null for no bound';
+comment on column ducto.team_member.total_spent is 'credits debited for the member in all, net of refunds';
+comment on column ducto.team_member.spend_cap_period is '''lifetime'', ''daily'' or ''monthly''';
+comment on column ducto.team_member.spent is 'credits that count against spend_cap now';
+comment on type ducto.team_deduction_result is 'A charge on a team''s pool.';
+comment on column ducto.team_deduction_result.user_id is 'the member';
+comment on column ducto.team_deduction_result.amount is 'minus the credits debited; charged = -amount + allowance_used';
 comment on type ducto.sweep_result is 'How many lots expired, or would expire, and how many credits.';
+comment on column ducto.sweep_result.expired_count is 'lots';
+comment on column ducto.sweep_result.expired_amount is 'credits';
+comment on column ducto.sweep_result.dry_run is 'whether nothing was written';
 comment on type ducto.event is 'Something that happened to an account, until it is acknowledged.';
+comment on column ducto.event.event_id is 'by which it is acknowledged';
+comment on column ducto.event.type is 'what happened';
+comment on column ducto.event.payload is 'the particulars';
+comment on column ducto.event.attempts is 'how often it was fetched, this time included';
+comment on column ducto.event.created_at is 'when it happened';
 comment on type ducto.spend_by_user_row is 'What a user or member spent: credits debited, gross of refunds.';
+comment on column ducto.spend_by_user_row.user_id is 'the user or member';
 comment on type ducto.spend_margin is 'What was charged for a model, and what the provider took for it.';
 comment on type ducto.spend_by_model_row is 'What was spent on a model, gross of refunds.';
+comment on column ducto.spend_by_model_row.model is 'the resolved one, else as given, else ''''';
 comment on type ducto.daily_spend_row is 'What was spent on a local day, gross of refunds.';
+comment on column ducto.daily_spend_row.date is 'local day';
 comment on type ducto.top_user_row is 'A user or member among those who spent most.';
+comment on column ducto.top_user_row.user_id is 'the user or member';
 comment on type ducto.aggregate_stats_row is 'What was spent in all, by whom and on what most.';
+comment on column ducto.aggregate_stats_row.total_credits_consumed is 'credits debited from balances, gross of refunds';
+comment on column ducto.aggregate_stats_row.active_users is 'users and members with a charge';
+comment on column ducto.aggregate_stats_row.avg_daily_spend is 'over the days with a charge, rounded down';
+comment on column ducto.aggregate_stats_row.top_model is 'by credits debited';
+comment on column ducto.aggregate_stats_row.top_user is 'by credits debited';
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What spend() is asked and answers: holds, extensions, charges and settlements
@@ -446,3 +555,6 @@ create type ducto_private.caps_check as (
   has_event boolean,
   moved boolean
 );
+
+comment on column ducto.spend_margin.provider_cost is 'in the money of the price list';
+comment on column ducto.spend_margin.uncosted is 'charges of which the provider''s cost is unknown';

@@ -803,7 +803,10 @@ begin
 end
 $$;
 comment on function ducto.activate_pricing is
-  'Makes a published version the one that prices from now on, or from p_at on without any job; earlier charges keep theirs. At once ends every schedule recorded before. Recorded and reversible.';
+  'Makes a published version the one that prices: from the commit on, or with p_at, a time to come, from then on '
+  'without any job. Charges keep their version, and holds settle at theirs. Without p_at it also ends every schedule '
+  'that was recorded before. Activating what is active already records nothing. It waits for a setup or publish that '
+  'runs.';
 
 create or replace function ducto.unschedule_pricing(p_version integer) returns ducto.pricing_config_result
 language plpgsql volatile
@@ -828,4 +831,5 @@ begin
   return ducto.get_pricing_config(p_version);
 end
 $$;
-comment on function ducto.unschedule_pricing is 'Takes back the activations of a version whose time has not come.';
+comment on function ducto.unschedule_pricing is
+  'Takes back the activations of a version whose time has not come; what they would have ended goes on.';

@@ -285,4 +285,7 @@ begin
 end
 $$;
 comment on function ducto.sweep_expired_credits is
-  'Writes what has expired of lots, of at most p_limit accounts, skipping locked ones; repeat until the count is 0. Only bookkeeping: no admission spends an expired lot, swept or not.';
+  'Writes down the expiry of lots that are due, a ledger row of type ''expiry'' for each, of at most p_limit '
+  'accounts, passing over those that another session has locked. Repeat it, each time in a transaction of its own, '
+  'until expired_count is 0. Only bookkeeping: no admission spends an expired lot, swept or not. With p_dry_run => '
+  'true it counts all and writes nothing.';

@@ -300,7 +300,10 @@ begin
 end
 $$;
 comment on function ducto.set_spend_cap is
-  'Bounds what is debited from an account''s balance in a local day or month, for all models or one: deny, warn or notify. What the window has spent already counts.';
+  'Bounds what is debited from an account''s balance in a local day or month (p_cap_type ''daily'' or ''monthly''), '
+  'for all models or one, and opens the account if it is new. What the window has spent already counts, and a cap '
+  'that is changed keeps what it has counted. p_action ''deny'' refuses; ''warn'' and ''notify'' let pass, with a '
+  'warning in each answer and one event in each window.';
 
 create or replace function ducto.remove_spend_cap(p_user_id text, p_cap_type text, p_model text default null) returns ducto.spend_cap
 language plpgsql volatile

@@ -91,7 +91,11 @@ begin
 end
 $$;
 comment on function ducto.add_credits is
-  'Adds whole credits to an account, opening it if it is new; with p_expires_at they burn first and expire. Only type purchase adds to lifetime_purchased.';
+  'Adds credits (at least 1) to an account, opening it if it is new. p_type is ''purchase'', ''subscription'', '
+  '''signup_bonus'', ''promotion'' or ''adjustment''; only a purchase adds to lifetime_purchased. With p_expires_at, '
+  'a time to come, the credits are a lot: it is spent before credits that do not expire, the soonest to expire first. '
+  'A debt is paid first, and the lot is what is left. p_paid_amount, p_paid_currency and p_reference are notes of '
+  'yours.';
 
 create or replace function ducto.remove_credits(
   p_user_id text,
@@ -169,7 +173,9 @@ begin
 end
 $$;
 comment on function ducto.remove_credits is
-  'Takes credits back: a mistyped grant, a payment refunded or disputed. May leave a debt; is not spend. With the grant''s transaction never more than the grant.';
+  'Takes credits (at least 1) back: a mistyped grant, a payment refunded or disputed. May leave a debt; is not spend. '
+  'With p_transaction_id, a grant''s, it takes from the lot of that grant first, in total never more than the grant '
+  'less what of it expired, and lowers lifetime_purchased where the grant was a purchase.';
 
 -- An account's balance as a reader sees it, and the largest hold admitted now (caps apart).
 create or replace function ducto_private.balance_answer(p_account ducto_private.accounts) returns ducto.balance_result
@@ -232,7 +238,9 @@ begin
 end
 $$;
 comment on function ducto.get_balance is
-  'An account''s balance, what holds claim of it, and the largest hold admitted now (caps apart); with p_at the balance at that time. Zeros for an unknown account.';
+  'An account''s balance, what its holds claim of it, and the largest hold admitted now (caps apart); zeros for an '
+  'unknown account. With p_at, the balance and the purchases after the last row up to that time; what holds claim and '
+  'the largest hold are null then, the credit limit and the revision those of now.';
 
 create or replace function ducto.set_credit_limit(p_user_id text, p_limit bigint) returns ducto.balance_result
 language plpgsql volatile

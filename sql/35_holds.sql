@@ -210,7 +210,8 @@ begin
     v_hold.status = 'released', v_hold.expires_at, '{}'::text[], v_account.revision)::ducto.reserve_result;
 end
 $$;
-comment on function ducto.release_reservation is 'Gives a hold back without charging. Releasing it again is not an error.';
+comment on function ducto.release_reservation is
+  'Gives a hold back without charging. Releasing it again is not an error, nor is releasing one that has expired.';
 
 -- A hold as its reader sees it at p_now.
 create or replace function ducto_private.hold_answer(p_hold ducto_private.holds, p_now timestamptz) returns ducto.reservation
@@ -268,4 +269,5 @@ begin
 end
 $$;
 comment on function ducto.list_reservations is
-  'An account''s holds, newest first: the active ones, or with p_active => false all. p_before is the created_at last seen.';
+  'An account''s holds, newest first: the active ones, or with p_active => false all. p_limit is 1 to 1000, and '
+  'p_before is the created_at last seen. Holds of one instant come together, also beyond p_limit.';

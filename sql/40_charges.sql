@@ -198,4 +198,8 @@ begin
 end
 $$;
 comment on function ducto.deduct_batch is
-  'Many charges in one call and one transaction, in order: each stands or is refused by itself, as if called one by one.';
+  'Many charges in one call and one transaction, answered in their order: each stands or is refused by itself, as if '
+  'called alone. p_charges is a list of at most 10,000 objects: ''user_id'', and beside it ''team_id'' where a member '
+  'charges a team; one of ''metrics'', ''amount'' (and ''model'') and ''job''; and where wanted ''reservation_id'', '
+  '''final'', ''idempotency_key'' and ''metadata''. What the call alone would raise is here a refusal of the element; '
+  'only without active prices the whole batch raises. All accounts are locked at the start, in order.';

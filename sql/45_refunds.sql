@@ -128,4 +128,5 @@ begin
 end
 $$;
 comment on function ducto.refund_credits is
-  'Gives back a charge, in full or a part of it; all refunds together never exceed what was charged. What the allowance paid returns to it within its period.';
+  'Gives back a charge, in full (without p_amount) or in part; all refunds of a charge together never exceed it. What '
+  'the balance paid comes back first, then what the allowance paid, which lapses if its month is over.';

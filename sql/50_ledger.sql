@@ -121,7 +121,8 @@ begin
 end
 $$;
 comment on function ducto.list_transactions is
-  'An account''s ledger, newest first; p_before is the last seq seen. p_from and p_to bound created_at: [p_from, p_to).';
+  'An account''s ledger, newest first. p_limit is 1 to 1000, p_before is the last seq seen, p_type is one of the '
+  'ledger''s types, and p_from and p_to bound created_at: [p_from, p_to).';
 
 -- The formulas by which a usage was priced, as the config of that version has them.
 create or replace function ducto_private.formulas_of(p_terms ducto_private.terms, p_usage jsonb, p_key text, p_job_only boolean)
@@ -200,4 +201,5 @@ begin
 end
 $$;
 comment on function ducto.explain_transaction is
-  'How a charge came to its cost: usage, version, plan, formulas, parts, and the carried fraction before and after.';
+  'How a charge came to its cost: usage, version, plan, formulas, parts, and the carried fraction before and after. A '
+  'charge of a known amount, and a row that is no charge, has no formulas and parts.';

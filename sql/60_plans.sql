@@ -41,7 +41,8 @@ begin
 end
 $$;
 comment on function ducto.set_user_plan is
-  'Puts an account on a plan of the active config, or with null on none, opening it if it is new. What was used of the allowance stays used.';
+  'Puts an account on a plan of the active config, or with null on none, opening it if it is new. What was used of '
+  'the allowance stays used, and open holds are settled at the plan at which they were taken.';
 
 create or replace function ducto.get_user_plan(p_user_id text) returns ducto.get_user_plan_result
 language plpgsql stable

@@ -47,7 +47,8 @@ begin
 end
 $$;
 comment on function ducto.create_team is
-  'Makes a team: an account with members. Without p_team_id its id comes from the key, or is random.';
+  'Makes a team: an account with members, and with p_initial_balance credits as an adjustment. Without p_team_id its '
+  'id comes from the key, or is random.';
 
 create or replace function ducto.get_team(p_team_id text) returns ducto.team
 language plpgsql stable
@@ -119,7 +120,9 @@ begin
 end
 $$;
 comment on function ducto.add_team_member is
-  'Makes a user a member, or changes a member''s role and cap. The cap bounds what the pool is debited for the member in its period; a member who rejoins keeps total_spent.';
+  'Makes a user a member, or sets a member''s role and cap anew; the user needs no account. p_role is a label of '
+  'yours. p_spend_cap bounds what the pool is debited for the member in each p_spend_cap_period (''lifetime'', '
+  '''daily'' or ''monthly''), net of refunds; null is no bound. A member who rejoins keeps total_spent.';
 
 create or replace function ducto.remove_team_member(p_team_id text, p_user_id text) returns ducto.add_team_member_result
 language plpgsql volatile

@@ -197,7 +197,8 @@ begin
 end
 $$;
 comment on function ducto.top_users is
-  'The users and team members who spent most in [p_start, p_end), of those with a charge; by name where they spent the same.';
+  'The users and team members who spent most in [p_start, p_end), of those with a charge; by name where they spent '
+  'the same. p_limit is 1 to 1000.';
 
 create or replace function ducto.aggregate_stats(p_start timestamptz default null, p_end timestamptz default null)
 returns ducto.aggregate_stats_row

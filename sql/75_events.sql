@@ -33,7 +33,9 @@ begin
 end
 $$;
 comment on function ducto.fetch_events is
-  'Leases the oldest events that no other worker holds; one that is not acknowledged within the lease is delivered again.';
+  'Leases the oldest events that no other worker holds: at most p_limit (1 to 1000), for p_lease_seconds (1 to '
+  '86400). One that is not acknowledged within the lease is delivered again, so deal with each so that twice does no '
+  'harm.';
 
 create or replace function ducto.ack_events(p_ids text[]) returns bigint
 language plpgsql volatile
@@ -126,4 +128,5 @@ begin
 end
 $$;
 comment on function ducto.erase_user is
-  'Forgets the free texts about a user: metadata, reasons and references of the ledger, of holds and events, in teams too. Amounts, keys and usage stay.';
+  'Forgets the free texts about a user: metadata, reasons and references of the ledger, of holds and events, in teams '
+  'too. Amounts, keys and usage stay. Answers how many rows it changed.';

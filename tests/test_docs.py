@@ -1,7 +1,7 @@
 """What the documentation shows is run: each page in order, from its first block to its last, on a database of its own.
 
 A `text` block after another block is what comes out of that one. A block that begins with `# name.yaml` is that file.
-Tables of formulas are priced by the engine and by the database, and the reference is compared with the catalog.
+Tables of formulas are priced by the engine and by the database, and the reference is written anew and compared.
 """
 
 import os
@@ -18,13 +18,13 @@ from typing import Any
 
 import psycopg
 import pytest
+import reference
 from places import ROOT
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from ducto_pg import CreditManager, PricingEngine, exactjson
 from ducto_pg.embedded import Server
-from ducto_pg.errors import REFUSALS
 
 Connection = psycopg.Connection[Any]
 
@@ -35,23 +35,6 @@ RUN_ELSEWHERE = {"docs/supabase.md"}  # by test_supabase.py
 RUN_BY_TEST_DRIVERS = "examples/drivers/"
 NOT_RUN = ("make ", "pip ", "python3 -m venv ", "source ", "DUCTO_PG_TEST_VERSIONS=")
 PROGRAMS = ("psql", "pg_dump", "curl")
-# Refusals that stand in the text of what a call calls, and that it cannot give.
-_TEAM = {"team_not_found", "not_a_member", "member_cap_exceeded"}
-_USER = {"account_not_found", "is_a_team"}
-_BATCH = {"invalid_argument", "unknown_model", "unknown_job", "unknown_metric", "formula_error", "out_of_range"}
-_HOLD = {"reservation_not_found", "reservation_not_active"}
-UNREACHABLE = {
-    "reserve": _TEAM | _BATCH | _HOLD,
-    "reserve_credits": _TEAM | _BATCH | _HOLD,
-    "reserve_team": _USER | _BATCH | _HOLD,
-    "reserve_team_credits": _USER | _BATCH | _HOLD,
-    "extend_reservation": _USER | _BATCH | {"team_not_found"},
-    "deduct": _TEAM | _BATCH,
-    "deduct_credits": _TEAM | _BATCH,
-    "deduct_fixed": _TEAM | _BATCH | _HOLD,
-    "deduct_team": _USER | _BATCH,
-    "deduct_team_credits": _USER | _BATCH,
-}
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _END = re.compile(r"(;|\\gset)[ \t]*(?:--[^\n]*)?$", re.MULTILINE)
@@ -253,10 +236,6 @@ def test_an_example_runs_and_charges_nothing_when_run_again(example: str, db: st
     assert ledgers[0] == ledgers[1] != []
 
 
-def _sections(text: str, heading: str) -> dict[str, str]:
-    return dict(re.findall(rf"^### `{heading}`\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
-
-
 class TestPricing:
     """The tables of `pricing.md`."""
 
@@ -287,94 +266,5 @@ class TestPricing:
             assert f"`{name}" in self.TEXT, name
 
 
-@dataclass(frozen=True)
-class Rpc:
-    """An RPC in the catalog: how it is declared, and its text with that of all that it calls."""
-
-    signature: str
-    text: str
-
-
-class TestReference:
-    """`reference.md` says what the catalog has."""
-
-    CALLS, ANSWERS = (ROOT / "docs" / "reference.md").read_text("utf-8").split("\n## Answers\n")
-    SECTIONS = _sections(CALLS, r"(\w+)")
-
-    @pytest.fixture
-    def rpcs(self, conn: Connection) -> dict[str, Rpc]:
-        """Each RPC, in a database before and after the first prices."""
-        query = """
-            select p.pronamespace::regnamespace || '.' || p.proname, p.prosrc, pg_get_function_arguments(p.oid),
-              pg_get_function_result(p.oid)
-            from pg_proc as p
-            where p.pronamespace in ('ducto'::regnamespace, 'ducto_private'::regnamespace)
-            """
-        rows = conn.execute(query).fetchall()
-        models = {"a": "input_tokens / output_tokens"}
-        CreditManager(conn).publish_pricing({"models": models, "tools": {"_default": "tool_calls"}, "fixed": {"b": 1}})
-        rows += conn.execute(query).fetchall()
-        texts: dict[str, str] = {}
-        for name, body, _, _ in rows:
-            texts[name] = texts.get(name, "") + body
-        return {
-            name.removeprefix("ducto."): Rpc(_signature(name, arguments, returns), _with_all_it_calls(name, texts))
-            for name, _, arguments, returns in rows
-            if name.startswith("ducto.")
-        }
-
-    def test_calls(self, rpcs: dict[str, Rpc]) -> None:
-        assert self.SECTIONS.keys() == rpcs.keys()
-        for name, rpc in rpcs.items():
-            fence = _FENCE.search(self.SECTIONS[name])
-            assert fence, name
-            assert fence[2] == rpc.signature
-
-    def test_refusals(self, rpcs: dict[str, Rpc]) -> None:
-        for name, rpc in rpcs.items():
-            line = re.search(r"^Refusals: (.*?)\.$", self.SECTIONS[name], re.MULTILINE | re.DOTALL)
-            said = set(re.findall(r"`(\w+)`", line[1])) if line else set()
-            possible = {refusal for refusal in REFUSALS if re.search(rf"""['"]{refusal}['"]""", rpc.text)}
-            assert said == possible - UNREACHABLE.get(name, set()), name
-
-    def test_errors(self, rpcs: dict[str, Rpc]) -> None:
-        for name, rpc in rpcs.items():
-            line = re.search(r"^Raises: (.*?)\.$", self.SECTIONS[name], re.MULTILINE)
-            said = re.findall(r"`(\w{5})`", line[1]) if line else []
-            assert [code for code in said if f"errcode = '{code}'" not in rpc.text] == [], name
-
-    def test_answers(self, conn: Connection) -> None:
-        rows = conn.execute(
-            """
-            select t.typname, a.attname, format_type(a.atttypid, null)
-            from pg_type as t
-            join pg_attribute as a on a.attrelid = t.typrelid
-            where t.typnamespace = 'ducto'::regnamespace and t.typtype = 'c' and a.attnum > 0 and not a.attisdropped
-            order by t.oid, a.attnum
-            """
-        ).fetchall()
-        said = [
-            (name, attribute, kind)
-            for name, section in _sections(self.ANSWERS, r"ducto\.(\w+)").items()
-            for attribute, kind in re.findall(r"^\| `(\w+)` \| (\S+) \|", section, re.MULTILINE)
-        ]
-        assert said == [(name, attribute, _short(kind)) for name, attribute, kind in rows]
-
-
-def _with_all_it_calls(name: str, texts: dict[str, str]) -> str:
-    called, waiting = set[str](), [name]
-    while waiting:
-        called.add(name := waiting.pop())
-        waiting += {found for found in re.findall(r"ducto\w*\.\w+(?=\()", texts[name]) if found in texts} - called
-    return "\n".join(texts[name] for name in called)
-
-
-def _signature(name: str, arguments: str, returns: str) -> str:
-    listed = [_short(argument) for argument in re.split(r", (?=p_)", arguments) if argument]
-    inside = ",".join(f"\n  {argument}" for argument in listed)
-    return f"{name}({inside}{chr(10) if listed else ''}) returns {_short(returns)}\n"
-
-
-def _short(declaration: str) -> str:
-    plain = re.sub(r"::[a-z ]+", "", declaration).replace(" DEFAULT ", " = ").replace("SETOF", "setof")
-    return plain.replace("timestamp with time zone", "timestamptz").replace("NULL", "null")
+def test_the_reference_is_what_this_release_says(conn: Connection) -> None:
+    assert reference.PAGE.read_text("utf-8") == reference.page(conn), "make reference writes it anew"
