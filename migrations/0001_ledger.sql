@@ -69,14 +69,12 @@ create table ducto_private.terms (
   timezone text not null,
   factor numeric not null,
   plan_factor numeric not null,
-  fields text[] not null,
+  metrics text[] not null,
   covers text[] not null,
   match text not null,
   aliases jsonb,
   unpriced text not null,
   cached text not null,
-  parts text[] not null,
-  wholes text[] not null,
   misfits jsonpath not null,
   overrides text collate "C",
   default_plan text collate "C",
@@ -89,9 +87,8 @@ create index terms_own_version on ducto_private.terms (own_version);
 comment on table ducto_private.terms is
   'What a charge needs of a version besides prices, for accounts on a plan ('''' for none). Where the version lacks the plan, own_version is the one that has it.';
 comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
-comment on column ducto_private.terms.fields is 'The usage fields that the config knows.';
+comment on column ducto_private.terms.metrics is 'The usage fields that the config adds to known_fields().';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
-comment on column ducto_private.terms.parts is 'The counts that are parts of others; wholes has of what, in the same order.';
 comment on column ducto_private.terms.misfits is 'Finds a usage in which a part is above its whole.';
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
 

@@ -180,6 +180,15 @@ begin
 end
 $$;
 
+-- The usage fields that every config knows; all that are counts are whole, but for audio_seconds.
+create or replace function ducto_private.known_fields() returns text[]
+language plpgsql immutable parallel safe
+as $$
+begin
+  return '{model,fixed_job,provider_cost,unread,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,tool_calls,search_queries,search_results,web_search_calls,code_exec_calls,cache_write_1h_tokens,reasoning_tokens,input_audio_tokens,output_audio_tokens,cache_audio_read_tokens,input_image_tokens,output_image_tokens,input_video_tokens,audio_seconds,characters,images,requests}'::text[];
+end
+$$;
+
 -- A usage without its nulls, as far as it can be judged without a config: shapes and ranges. Names are checked by the price.
 create or replace function ducto_private.checked_usage(p_usage jsonb) returns jsonb
 language plpgsql stable parallel safe
@@ -239,10 +248,7 @@ begin
       if v_number < 0 or v_number >= 1000000000000000 then
         perform ducto_private.invalid(format('p_metrics: %s must be at least 0 and below 10^15', v_key),
           'Counts are never negative; a refund is a call of its own.', left(v_value::text, 100));
-      elsif v_number <> floor(v_number) and v_key in ('input_tokens', 'output_tokens', 'cache_read_tokens', 'cache_write_tokens',
-        'tool_calls', 'search_queries', 'search_results', 'web_search_calls', 'code_exec_calls', 'cache_write_1h_tokens',
-        'reasoning_tokens', 'input_audio_tokens', 'output_audio_tokens', 'cache_audio_read_tokens', 'input_image_tokens',
-        'output_image_tokens', 'input_video_tokens', 'characters', 'images', 'requests')
+      elsif v_number <> floor(v_number) and v_key = any (ducto_private.known_fields()) and v_key <> 'audio_seconds'
       then
         perform ducto_private.invalid(format('p_metrics: %s must be whole', v_key),
           'Fractions belong into a metric of the config''s own.', left(v_value::text, 100));

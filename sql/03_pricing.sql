@@ -314,20 +314,47 @@ begin
 end
 $$;
 
--- The first count of a usage that is above the one that it is a part of, in words; null where each fits.
-create or replace function ducto_private.misfit(p_terms ducto_private.terms, p_usage jsonb) returns text
+-- Each count that is a part of another, and that one: it cannot be above it. Cached input that is counted beside the input is no
+-- part of it.
+create or replace function ducto_private.part_limits(p_cached text) returns table (part text, whole text)
+language sql immutable parallel safe
+as $$
+  select w.part, w.whole
+  from (values
+    ('cache_read_tokens', 'input_tokens', false), ('cache_write_tokens', 'input_tokens', false),
+    ('cache_write_1h_tokens', 'cache_write_tokens', true), ('input_audio_tokens', 'input_tokens', true),
+    ('input_image_tokens', 'input_tokens', true), ('input_video_tokens', 'input_tokens', true),
+    ('cache_audio_read_tokens', 'cache_read_tokens', true), ('cache_audio_read_tokens', 'input_audio_tokens', false),
+    ('reasoning_tokens', 'output_tokens', true), ('output_audio_tokens', 'output_tokens', true),
+    ('output_image_tokens', 'output_tokens', true), ('cache_read_tokens + cache_write_tokens', 'input_tokens', false)
+  ) as w (part, whole, beside_too)
+  where w.beside_too or p_cached = 'inside'
+$$;
+
+-- The JSON path that finds a usage in which a part is above its whole.
+create or replace function ducto_private.misfits(p_cached text) returns jsonpath
+language sql immutable parallel safe
+as $$
+  select ('$ ? (' || string_agg(case when strpos(l.part, ' + ') > 0
+      then format('@.%s > @.%s', replace(l.part, ' + ', ' + @.'), l.whole)
+      else format('@.%1$s > @.%2$s || @.%1$s > 0 && !exists(@.%2$s)', l.part, l.whole) end, ' || ') || ')')::jsonpath
+  from ducto_private.part_limits(p_cached) as l
+$$;
+
+-- The first part of a usage that is above its whole, in words.
+create or replace function ducto_private.misfit(p_cached text, p_usage jsonb) returns text
 language plpgsql stable parallel safe
 as $$
 begin
   return (
-    select format('%s is %s, more than the %s %s that it is a part of', w.part, c.count, coalesce((p_usage -> w.whole)::numeric, 0), w.whole)
-    from unnest(p_terms.parts, p_terms.wholes) as w (part, whole)
+    select format('%s is %s, more than the %s %s that it is a part of', l.part, c.count, w.count, l.whole)
+    from ducto_private.part_limits(p_cached) as l
     cross join lateral (
-      select case when strpos(w.part, ' + ') > 0
-        then coalesce((p_usage -> split_part(w.part, ' + ', 1))::numeric, 0) + coalesce((p_usage -> split_part(w.part, ' + ', 2))::numeric, 0)
-        else (p_usage -> w.part)::numeric end
-    ) as c (count)
-    where c.count > coalesce((p_usage -> w.whole)::numeric, 0)
+      select sum(coalesce((p_usage -> p.name)::numeric, 0)) as count
+      from unnest(string_to_array(l.part, ' + ')) as p (name)
+    ) as c
+    cross join lateral (select coalesce((p_usage -> l.whole)::numeric, 0) as count) as w
+    where c.count > w.count
     limit 1);
 end
 $$;
@@ -400,11 +427,11 @@ declare
   v_path text;
   v_missing text;
 begin
-  if p_usage - p_terms.fields <> '{}' and p_hold_model is null then
-    perform ducto_private.unknown_metric(p_usage, p_terms.fields);
+  if p_usage - ducto_private.known_fields() - p_terms.metrics <> '{}' and p_hold_model is null then
+    perform ducto_private.unknown_metric(p_usage, ducto_private.known_fields() || p_terms.metrics);
   end if;
   if p_usage @? p_terms.misfits then
-    perform ducto_private.invalid(ducto_private.misfit(p_terms, p_usage),
+    perform ducto_private.invalid(ducto_private.misfit(p_terms.cached, p_usage),
       'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.');
   end if;
   v_quote.version := p_terms.version;
@@ -684,14 +711,14 @@ begin
     select g.*
     from jsonb_populate_recordset(null::ducto_private.terms, p_terms) as g
   ), shared as (
-    select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.fields,
-      t.covers, t.match, t.aliases, t.unpriced, t.cached, t.parts, t.wholes, t.misfits,
+    select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.metrics,
+      t.covers, t.match, t.aliases, t.unpriced, t.cached,
       t.default_plan
     from ducto_private.terms as t
     where t.plan_id = '' and t.version < p_version
     union all
-    select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.fields,
-      g.covers, g.match, g.aliases, g.unpriced, g.cached, g.parts, g.wholes, g.misfits,
+    select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.metrics,
+      g.covers, g.match, g.aliases, g.unpriced, g.cached,
       g.default_plan
     from given as g
     where g.plan_id = ''
@@ -710,11 +737,11 @@ begin
     where not exists (select from ducto_private.terms as t where t.version = l.version and t.plan_id = g.plan_id)
   )
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, features, plan_factor, overrides,
-    min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, fields, covers, match, aliases,
-    unpriced, cached, parts, wholes, misfits, default_plan)
+    min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, metrics, covers, match, aliases,
+    unpriced, cached, misfits, default_plan)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.features, p.plan_factor, p.overrides,
-    l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.fields,
-    l.covers, l.match, l.aliases, l.unpriced, l.cached, l.parts, l.wholes, l.misfits, l.default_plan
+    l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.metrics,
+    l.covers, l.match, l.aliases, l.unpriced, l.cached, ducto_private.misfits(l.cached), l.default_plan
   from plans as p
   join shared as l on l.version = p.version;
 end

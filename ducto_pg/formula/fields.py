@@ -65,15 +65,6 @@ def limits(cached: str) -> list[tuple[str, str]]:
     return pairs + (together if cached == "inside" else [])
 
 
-def misfits(cached: str) -> str:
-    """The JSON path that finds a usage in which a part is above its whole."""
-    tests = []
-    for part, whole in limits(cached):
-        count = " + ".join(f"@.{name}" for name in part.split(" + "))
-        tests.append(f"{count} > @.{whole}" + (f" || {count} > 0 && !exists(@.{whole})" if "+" not in part else ""))
-    return f"$ ? ({' || '.join(tests)})"
-
-
 def covered(names: Iterable[str], cached: str) -> frozenset[str]:
     """These counts with all their parts, and parts of parts: what a price that names the whole charges."""
     found = set(names)

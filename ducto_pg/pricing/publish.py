@@ -15,10 +15,9 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
-from ducto_pg.formula.fields import limits, misfits
 from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
-from ducto_pg.models import PricingConfigData, UsageMetrics
+from ducto_pg.models import PricingConfigData
 from ducto_pg.pricing import coverage
 from ducto_pg.pricing.config import SECTION_KEYS, check, credit_factor
 from ducto_pg.pricing.lookup import DEFAULT
@@ -159,15 +158,12 @@ class _Compiler:
         for part in (self.formulas.search, self.formulas.cache):
             covers |= coverage.of_part(part, config)
         shared = {
-            "fields": sorted({*UsageMetrics.model_fields, *config.metrics}),
+            "metrics": sorted(config.metrics),
             "covers": sorted(covers),
             "match": config.match,
             "aliases": config.aliases or None,
             "unpriced": config.unpriced,
             "cached": config.cached,
-            "parts": [part for part, _ in limits(config.cached)],
-            "wholes": [whole for _, whole in limits(config.cached)],
-            "misfits": misfits(config.cached),
             "min_balance": config.min_balance,
             "rounding": config.rounding,
             "overrun": config.overrun,
