@@ -65,6 +65,8 @@ class Prices:
     def config(self, **more: Any) -> dict[str, Any]:
         formula = " + ".join([f"input_tokens * {self.rate}", *["output_tokens * 0.5"] * self.terms])
         return {
+            "match": "prefix",
+            "free": ["input_tokens", "output_tokens"],
             "models": {"m": formula, "_default": f"input_tokens * {self.rate} + {self.number}"},
             "tools": {"browse": f"tool_calls * {self.number}"},
             "fixed": {"job": 1000 + self.number},

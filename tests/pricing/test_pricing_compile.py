@@ -140,7 +140,7 @@ def compare(conn: Connection, seed: int, configs: int, usages: int) -> None:
 
 
 def config_of(**parts: Any) -> PricingConfigData:
-    return load({"models": {"gpt-4": "input_tokens * 2", "_default": "input_tokens"}} | parts)
+    return load({"match": "prefix", "models": {"gpt-4": "input_tokens * 2", "_default": "input_tokens"}} | parts)
 
 
 def formula_functions(conn: Connection) -> list[tuple[Any, ...]]:
