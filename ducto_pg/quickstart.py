@@ -112,7 +112,7 @@ def _demonstrate(dsn: str, prices: PricingConfigData, requests: Sequence[Request
         manager = CreditManager(conn)
         setup = manager.setup().or_raise()
         version = manager.publish_pricing(prices, label="quickstart").version
-        print(f"{len(setup.tables_created)} tables, {len(setup.rpcs_created)} functions", end="; ")
+        print(f"{len(setup.tables_created)} tables and views, {len(setup.rpcs_created)} RPCs", end="; ")
         print(f"prices of {len(prices.models)} models, {len(prices.plans or {})} plans are version {version}")
         _open_accounts(manager, conn, requests)
         started = time.monotonic_ns()
@@ -331,8 +331,8 @@ def _drop_database(server: Server, name: str) -> None:
 def _say_how_to_ask(server: Server, dsn: str) -> None:
     print(f"\nexport DATABASE_URL={shlex.quote(dsn)}")
     for name, value in conninfo_to_dict(dsn).items():
-        if name in ("host", "port", "user"):
-            print(f"export PG{name.upper()}={shlex.quote(str(value))}")
+        if name in ("host", "port", "user", "dbname"):
+            print(f"export PG{name.replace('dbname', 'database').upper()}={shlex.quote(str(value))}")
     if server.bindir:
         print(f"export PATH={shlex.quote(str(server.bindir))}:$PATH")
     for query in (

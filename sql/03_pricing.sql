@@ -663,7 +663,7 @@ begin
   v_zone := coalesce((ducto_private.find_version(p_version)).config ->> 'timezone', 'UTC');
   if v_zone <> v_first_zone then
     perform ducto_private.invalid(
-      format('timezone: version %s says %s, but the first activated version fixed %s', p_version, v_zone, v_first_zone),
+      format('timezone: this config has %s, but the first activated version fixed %s', v_zone, v_first_zone),
       'Days and months already counted cannot be cut anew: keep the time zone.');
   elsif v_zone <> 'UTC' and (v_zone not like '%/%' or not exists (select from pg_timezone_names as n where n.name = v_zone)) then
     perform ducto_private.invalid(format('timezone: this server knows no place %s', v_zone),

@@ -1,4 +1,4 @@
--- Holds: credits claimed before the work is done. Past its time a hold counts nowhere, whether or not that was recorded.
+-- Holds (reservations, as the RPCs call them): credits claimed before the work is done. Past its time a hold counts nowhere, whether or not that was recorded.
 
 create or replace function ducto_private.check_ttl(p_ttl_seconds integer) returns void
 language plpgsql stable

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = "" if named else "; DATABASE_URL is not set: set it, or give --dsn"
         elif isinstance(error, psycopg.errors.InsufficientPrivilege) and command in pricing.OWNERS_ONLY:
             hint = "; only the role that installed publishes"
+        elif isinstance(error, psycopg.errors.InsufficientPrivilege) and command is not setup.setup_database:
+            hint = "; the call needs a role of `ducto-pg setup --grant-admin-to`, or for charging --grant-to"
         print(f"ducto-pg: {_describe(error)}{hint}", file=sys.stderr)
         return 1
 
@@ -52,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _describe(error: Exception) -> str:
     """One line."""
     if isinstance(error, NotInstalledError):
-        return "this database does not have ducto_pg, or an older one: run ducto-pg setup"
+        return (
+            "the database that you named does not have ducto_pg, or an older one: name another, or run ducto-pg setup"
+        )
     text = str(error)
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         text = "\n".join(filter(None, (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)))

@@ -19,7 +19,7 @@ _ROLES = {
 
 def add(commands: Any) -> None:
     """`setup`, `sql`, `quickstart`, `supabase init`."""
-    _add_install_options(add_command(commands, "setup", _setup, dsn=True, json=True))
+    _add_install_options(add_command(commands, "setup", setup_database, dsn=True, json=True))
     _add_install_options(add_command(commands, "sql", _sql))
     parser = add_command(commands, "quickstart", quickstart)
     parser.add_argument("--dsn", help="a database without ducto_pg, instead of a server that comes and goes")
@@ -44,17 +44,17 @@ def _install_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in (*_ROLES, "lock_timeout")}
 
 
-def _setup(arguments: argparse.Namespace) -> None:
+def setup_database(arguments: argparse.Namespace) -> None:
     """install or upgrade ducto_pg in a database"""
     with manager_of(arguments) as manager:
         result = manager.setup(**_install_options(arguments)).or_raise()
     if arguments.json:
         print_json(result)
     else:
-        tables, functions = len(result.tables_created), len(result.rpcs_created)
-        changes = [f"ducto_pg {__version__} installed: {tables} tables and {functions} functions"]
-        changes = changes if tables or functions else []
-        changes += [f"repaired: {name}" for name in result.repaired]
+        changes = [f"repaired: {name}" for name in result.repaired]
+        if not changes and (result.tables_created or result.rpcs_created):
+            made = f"{len(result.tables_created)} tables and views, {len(result.rpcs_created)} RPCs"
+            changes = [f"ducto_pg {__version__} installed: {made}"]
         changes += ["rights set"] if any(getattr(arguments, option) for option in _ROLES) else []
         print("\n".join(changes) or "nothing to change")
 

@@ -168,7 +168,7 @@ begin
         elsif v_difference ->> 'kind' = 'type' and v_difference ->> 'actual' is not null then
           raise exception '% has other attributes than setup made: nothing was changed', v_name
             using errcode = '55000', detail = format('It was made by: %s', v_difference ->> 'expected'),
-              hint = format('Run setup again after: drop %s cascade. It holds no data.', v_name);
+              hint = format('Run setup again after: drop %s cascade. It holds no data of ours; your own functions and columns that use it go too.', v_name);
         end if;
         v_object := v_difference ->> 'name';
         v_statement := case

@@ -74,7 +74,7 @@ def database(db: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_setup_says_what_it_made_then_that_nothing_is_left(run: Run, empty: str) -> None:
     code, out, _ = run("setup", "--dsn", empty)
     assert code == 0
-    assert re.fullmatch(rf"ducto_pg {__version__} installed: \d+ tables and \d+ functions\n", out)
+    assert re.fullmatch(rf"ducto_pg {__version__} installed: \d+ tables and views, \d+ RPCs\n", out)
     assert run("setup", "--dsn", empty) == (0, "nothing to change\n", "")
     code, _, problem = run("setup", "--dsn", empty, "--revoke-from", "nobody's")
     assert (code, '"nobody\'s" does not exist' in problem) == (1, True)
@@ -367,7 +367,7 @@ def test_a_closed_stream(command: str, said: str) -> None:
 
 
 def test_a_database_without_ducto_pg_is_told_so(run: Run, files: None, empty: str) -> None:
-    said = "ducto-pg: this database does not have ducto_pg, or an older one: run ducto-pg setup\n"
+    said = "ducto-pg: this database does not have ducto_pg, or an older one: name another, or run ducto-pg setup\n"
     for command in (["verify"], ["pricing", "list"], ["pricing", "publish", "a.yaml"], ["pricing", "activate", "1"]):
         assert run(*command, "--dsn", empty) == (1, "", said)
 
