@@ -425,7 +425,7 @@ create or replace function ducto_private.given_usage(p_usage jsonb, p_version in
 language plpgsql stable
 as $$
 begin
-  if jsonb_typeof(p_usage) <> 'object' or not p_usage ? 'body' then
+  if jsonb_typeof(p_usage) is distinct from 'object' or not p_usage ? 'body' then
     return p_usage;
   end if;
   if p_usage - '{body,api,model}'::text[] <> '{}' or coalesce(jsonb_typeof(p_usage -> 'api'), 'null') not in ('string', 'null')

@@ -26,6 +26,7 @@ UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 # `any` costs as many credits as it is told points, to twelve decimals.
 PRICES: dict[str, Any] = {
+    "match": "prefix",
     "models": {
         "any": "points",
         "gpt": "input_tokens * 0.01 + output_tokens * 0.03",

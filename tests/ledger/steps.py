@@ -80,6 +80,7 @@ def mine(name: str) -> Step:
 
 # Every call that only reads.
 READS: dict[str, Step] = {
+    "spend_margin": lambda m, at: m.spend_margin(),
     "read_usage": lambda m, at: m.read_usage({"prompt_tokens": 3}),
     "aggregate_stats": lambda m, at: m.aggregate_stats(),
     "calculate_cost": lambda m, at: m.calculate_cost(USAGE, at["user"]),

@@ -202,7 +202,7 @@ BAD_ELEMENTS: list[tuple[str, Any]] = [
     ("nothing to charge", {"user_id": "u"}), ("an amount and a job", amount(5, job="report")),
     ("an amount and a usage", usage(5, amount=5)), ("a usage and a job", usage(5, job="report")),
     ("a model of a usage", usage(5, model="gpt")), ("a model of a job", job("report", model="gpt")),
-    ("an amount in quotes", amount("5")), ("half an amount", amount(Decimal("1.5"))), ("less than nothing", amount(-1)),
+    ("an amount in quotes", amount("5")), ("an amount of 31 decimals", amount(Decimal("1e-31"))), ("less than nothing", amount(-1)),
     ("a true amount", amount(True)), ("an amount that is a list", amount([5])),
     ("more than there can be", amount(2**63)), ("very much more", '[{"user_id": "u", "amount": 1e400}]'),
     ("a key it does not know", amount(5, userId="u")), ("a misspelt one", amount(5, idempotencykey="k")),

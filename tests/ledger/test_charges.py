@@ -183,8 +183,11 @@ def test_deduct(ledger: Ledger, given: list[Step], call: Call, check: Check) -> 
      reads(balance=90, reserved=0)),
     ("the end of a hold ends no other", [rich, hold, hold, settle(9)], ask.get_balance("u"),
      reads(balance=91, reserved=30)),
-    ("an error keeps the hold", [rich, hold], ask.deduct("u", {"model": "unknown", "input_tokens": 1}, hold="@hold"),
-     raises("DU003", "unknown")),
+    ("no price ends the hold all the same", [rich, hold],
+     ask.deduct("u", {"model": "unknown", "input_tokens": 1}, hold="@hold"),
+     gives(amount=-30, warnings=["priced_by_hold"])),
+    ("misuse keeps the hold", [rich, hold], ask.deduct("u", {"model": "unknown", "input_tokens": -1}, hold="@hold"),
+     raises("22023", "input_tokens")),
     ("a balance beyond bigint", [rich, hold, ask.remove_credits("u", MOST)], settle(1000),
      raises("22003", "balance of account u")),
 )

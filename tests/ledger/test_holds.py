@@ -228,7 +228,7 @@ def test_reading_holds(ledger: Ledger, given: list[Step], call: Call, check: Che
     ("its overrun", [reject, rich, hold, debt], settle(101), refuses("insufficient_credits", shortfall=1)),
     ("its overrun, the other way", [rich, hold, reject], settle(101), gives(balance_after=-1)),
     ("not the present one", [rich, hold, prices(models={"other": "input_tokens"})],
-     ask.deduct("u", {"model": "other", "input_tokens": 1}, hold="@hold"), raises("DU003", "other")),
+     ask.deduct("u", {"model": "other", "input_tokens": 1}, hold="@hold"), gives(amount=-30, warnings=["priced_by_hold"])),
     ("its plan's rates, also when the plan is gone",
      [prices(plans={"p": FREE["free"] | {"id": "p", "rate_overrides": {"any": "points * 2"}}}, default_plan="p"),
          ask.set_credit_limit("u", 100), hold, prices()], settle(8), gives(cost=16, allowance_used=10, amount=-6)),
@@ -268,5 +268,4 @@ def test_the_next_success_records_what_expired(ledger: Ledger) -> None:
             for step in (rich, charge, hold, ask.reserve_credits("u", 7, ttl=6000), later(minutes=10), call):
                 step(told)
             statuses = dict(told.sql("select held, status from ducto_private.holds where status <> 'settled'"))
-            assert statuses.get(0) == "expired" or number == 3, call
-            assert 30 not in statuses or number == 1
+            assert statuses.get(30) == "expired" or number in (1, 3), call

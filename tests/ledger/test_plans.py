@@ -281,7 +281,7 @@ def test_a_charge_tells_its_plan(ledger: Ledger) -> None:
 def test_a_change_of_plan_records_what_expired(ledger: Ledger) -> None:
     for step in (plans, rich, ask.reserve_credits("u", 30), later(minutes=10), pro):
         step(ledger)
-    assert ledger.sql("select status, held from ducto_private.holds") == [("expired", 0)]
+    assert ledger.sql("select status, held from ducto_private.holds") == [("expired", 30)]
 
 
 def test_the_largest_allowance(ledger: Ledger) -> None:
