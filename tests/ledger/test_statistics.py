@@ -350,7 +350,12 @@ def test_statistics_are_sums_of_the_ledger_rolled_up_or_not(conn: Connection, cl
     manager = CreditManager(conn)
     plans = {"free": {"id": "free", "name": "Free", "free_allowance": 40}}
     manager.publish_pricing(
-        {"models": {"a": "input_tokens * 0.7", "b": "input_tokens"}, "plans": plans, "timezone": zone}
+        {
+            "match": "prefix",
+            "models": {"a": "input_tokens * 0.7", "b": "input_tokens"},
+            "plans": plans,
+            "timezone": zone,
+        }
     )
     conn.execute("set timezone = 'Pacific/Kiritimati'")
     moment = datetime.fromisoformat(ZONES[zone]).replace(tzinfo=UTC)
