@@ -109,7 +109,7 @@ def test_a_price_covers_what_it_names_with_its_parts() -> None:
             ({"m": "input_tokens", "n": "cache_read_tokens"}, {"cached": "beside"}),
         ]
     )
-    assert flat == {"m": sorted((*KNOWN_COUNTS, "unread")), "n": ["images", "requests"]}
+    assert flat == {"m": sorted({*KNOWN_COUNTS, "unread"} - {"tool_calls"}), "n": ["images", "requests"]}
     assert beside == {
         "m": ["input_audio_tokens", "input_image_tokens", "input_tokens", "input_video_tokens"],
         "n": ["cache_audio_read_tokens", "cache_read_tokens"],
@@ -174,7 +174,8 @@ def test_terms() -> None:
     assert none == {
         "plan_id": "", "plan_name": None, "free_allowance": 0, "features": {}, "factor": Decimal(20), "plan_factor": 1,
         "overrides": None, "covers": covers, "match": "dated", "aliases": None,
-        "unpriced": "refuse", "cached": "inside", "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
+        "unpriced": "refuse", "cached": "inside",
+        "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
         "signup_bonus": 0, "default_plan": "free", "timezone": "UTC",
     }  # fmt: skip
     assert pro == {

@@ -107,11 +107,12 @@ def random_config(source: Formulas) -> dict[str, Any]:
 
 def rules(pick: Random, keys: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
     """How models are found, what is free, and what becomes of the rest; mostly all is free."""
-    aliases = {f"{pick.choice(['A', '*b', '*-', 'gpt/', 'zz'])}{number}": pick.choice(keys) for number in range(3)}
+    names = [key for key in keys if key != "_default"]
+    aliases = {f"{pick.choice(['A', '*b', '*-', 'gpt/', 'zz'])}{number}": pick.choice(names) for number in range(3)}
     return {
         "match": pick.choice(["dated", "prefix", "exact"]),
         "aliases": pick.choice([{}, {"V/": "*"}, aliases, aliases | {"v/": "*", "*.x.": "*"}]),
-        "free": pick.choice([[], pick.sample(counts, 3), counts, counts, counts]),
+        "free": pick.choice([pick.sample(counts, pick.randint(len(counts) // 2, len(counts) - 1)), counts, counts]),
         "unpriced": pick.choice(["refuse", "refuse", "warn"]),
         "cached": pick.choice(["inside", "inside", "beside"]),
     }
@@ -165,7 +166,7 @@ def compare(conn: Connection, seed: int, configs: int, usages: int) -> None:
             seen[str(expected[0]) if len(expected) == 3 else "priced"] += 1
     # Prices, and each kind of error.
     assert seen.keys() >= {"priced", "DU003", "DU004", "DU005", "DU006", "DU008", "DU009", "22023", "22003"}, seen
-    assert seen["priced"] > configs * usages / 8, seen
+    assert seen["priced"] > configs, seen
 
 
 def config_of(**parts: Any) -> PricingConfigData:
@@ -556,7 +557,7 @@ def test_diff() -> None:
 
 
 def test_random_configs_cost_the_same_in_the_engine_and_the_database(conn: Connection) -> None:
-    compare(conn, seed=1, configs=6, usages=40)
+    compare(conn, seed=1, configs=12, usages=40)
 
 
 @pytest.mark.slow
@@ -612,7 +613,7 @@ def odd_usage(pick: Random, models: Sequence[str], counts: Sequence[str], aliase
     usage: dict[str, Any] = {
         count: pick.choice([0, 1, 17, 10**6, Decimal("4.00"), 10**15 - 1]) for count in counts if pick.random() < 0.7
     }
-    if pick.random() < 0.3:
+    if pick.random() < 0.2:
         wrong = [-1, Decimal("0.5"), 10**15, "5", [5], {"a": 5}, True, None, Decimal("1e-13")]
         usage[pick.choice(["input_tokens", "images", "cache_read_tokens", "tool_calls", "search_queries", "typo"])] = (
             pick.choice(wrong)
@@ -675,8 +676,11 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
     for user, plan in plans.items():
         manager.add_credits(user, MOST)
         manager.set_user_plan(user, plan)
-    costs = set()
-    for _ in range(250):
+    costs, seen = set(), Counter[str]()
+    # As many more as it takes to see some prices of a config that refuses much.
+    for tried in range(3000):
+        if tried >= 250 and len(costs) > 10:
+            break
         data = odd_usage(pick, models, [*counts, "search_queries"], config.aliases)
         usage, user = exactjson.dumps(data), pick.choice(list(plans))
         expected = engine_price(engine, data, plans[user])
@@ -691,7 +695,8 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
         else:
             assert quoted[0] == expected[0], (data, user)
             assert quoted == expected or quoted[0] == MISUSED, (data, user)
-    assert len(costs) > 10
+        seen[quoted[0] if len(quoted) == 3 else "priced"] += 1
+    assert len(costs) > 10, seen
 
 
 def test_a_charge_asks_for_the_parts_only_where_it_must(conn: Connection) -> None:
