@@ -265,7 +265,7 @@ begin
     if found then
       v_other := ducto_private.find_price(p_terms, p_version, p_section, case v_target when '*' then v_rest else v_target end,
         case v_target when '*' then p_aliases end);
-      if v_other.key is not null then
+      if v_other.key <> '_default' then
         return v_other;
       end if;
     end if;

@@ -10,13 +10,13 @@ import psycopg
 
 from ducto_pg import exactjson
 from ducto_pg.errors import ExpressionError, FormulaError
-from ducto_pg.formula.fields import KNOWN_COUNTS
+from ducto_pg.formula.fields import KNOWN_COUNTS, limits
 from ducto_pg.formula.generator import Function, compile_function
 from ducto_pg.formula.language import Formula, parse
 from ducto_pg.pricing.lookup import NO_MODEL
 
-METRICS = ("images", "audio_seconds")
-DEFAULTS = {"images": Decimal(0), "audio_seconds": Decimal("2.50")}
+METRICS = ("pages", "audio_seconds")
+DEFAULTS = {"pages": Decimal(0), "audio_seconds": Decimal("2.50")}
 VARIABLES = tuple(dict.fromkeys((*KNOWN_COUNTS, *METRICS)))
 MODELS = ("", "gpt-4", "gpt-4-0613", "claude'x", "back\\slash", "naïve/модель")
 CONSTANTS = (
@@ -168,6 +168,16 @@ class Formulas:
         )
 
 
+def fitting(usage: dict[str, Any]) -> dict[str, Any]:
+    """The same usage with each part at most as large as what it is a part of."""
+    fits = dict(usage)
+    for parts, whole in limits("inside") * 2:
+        *others, last = parts.split(" + ")
+        if last in fits:
+            fits[last] = min(fits[last], fits.get(whole, 0) - sum(fits.get(other, 0) for other in others))
+    return fits
+
+
 Usage = Mapping[str, Any]
 
 
@@ -184,9 +194,11 @@ def engine_answers(case: Case) -> list[str]:
     answers = []
     for usage in case.usages:
         told = {"requests": Decimal(usage.get("model", "") not in NO_MODEL)}
-        told |= {name: value for name, value in usage.items() if name != "model"}
-        if isinstance(told.get("tool_calls"), list):
-            told["tool_calls"] = Decimal(len(told["tool_calls"]))
+        told |= {
+            name: Decimal(len(value) if isinstance(value, list) else value)
+            for name, value in usage.items()
+            if name != "model"
+        }
         try:
             answers.append(format(case.formula.evaluate(DEFAULTS | told, usage.get("model", ""), "x"), "f"))
         except FormulaError:
@@ -195,8 +207,15 @@ def engine_answers(case: Case) -> list[str]:
 
 
 def database_answers(connection: psycopg.Connection[Any], cases: Sequence[Case]) -> list[list[str]]:
-    """The same from the functions that the formulas compile to, called by name with their rates: two statements."""
+    """The same from the functions that the formulas compile to."""
     compiled = [compile_function(case.formula.tree, DEFAULTS) for case in cases]
+    return function_answers(connection, compiled, [case.usages for case in cases])
+
+
+def function_answers(
+    connection: psycopg.Connection[Any], compiled: Sequence[Function], usages: Sequence[Sequence[Usage]]
+) -> list[list[str]]:
+    """What each function gives for its usages, called by name with its rates: two statements."""
     connection.execute((_ANSWER + "".join({function.id: _create(function) for function in compiled}.values())).encode())
     rows = connection.execute(
         """
@@ -206,7 +225,7 @@ def database_answers(connection: psycopg.Connection[Any], cases: Sequence[Case])
         """,
         [
             [function.name for function in compiled],
-            [exactjson.dumps(case.usages) for case in cases],
+            [exactjson.dumps(list(each)) for each in usages],
             ["{" + ",".join(f"{rate:f}" for rate in function.rates) + "}" for function in compiled],
         ],
     )

@@ -34,7 +34,7 @@ class Lookup:
         """
         if name in keys:
             return name
-        if self.aliases and (other := self._by_alias(name, keys)):
+        if self.aliases and (other := self._by_alias(name, keys)) and other != DEFAULT:
             return other
         for end in range(len(name) - 1, 0, -1):
             if (key := name[:end]) in keys and key != DEFAULT and _RESTS[self.match].fullmatch(name, end):

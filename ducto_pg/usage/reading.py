@@ -48,7 +48,7 @@ def read_body(
     fields = table.expanded()
     every = [name for name, known in fields["apis"].items() if not known["only_by_name"]]
     if api is not None and api not in fields["names"]:
-        from ducto_pg.formula.language import nearest
+        from ducto_pg.spelling import nearest
 
         close = nearest(api, fields["names"])
         known = ", ".join(sorted(fields["names"]))

@@ -1,18 +1,22 @@
 """What a config compiles to: rows of prices and terms, formulas that they share, and the script that publishes them."""
 
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
 import pytest
-from formulas import DEFAULTS, Formulas
+from conftest import Connection
+from formulas import DEFAULTS, Formulas, fitting, function_answers
 
 from ducto_pg import exactjson
 from ducto_pg.client.calls import Calls
-from ducto_pg.errors import DuctoError, InvalidArgumentError
-from ducto_pg.formula.arithmetic import evaluation, trim_scale
+from ducto_pg.errors import InvalidArgumentError, NegativePriceError, OutOfRangeError
+from ducto_pg.formula.fields import KNOWN_COUNTS, limits
+from ducto_pg.formula.generator import Function
+from ducto_pg.models import MAX_BIGINT, UsageMetrics
 from ducto_pg.pricing import publish as pricing
 from ducto_pg.pricing.config import load
 from ducto_pg.pricing.engine import PricingEngine
@@ -52,8 +56,12 @@ def price(section: str, key: str) -> dict[str, Any]:
     return row
 
 
+def body_id(body: str) -> int:
+    return int.from_bytes(sha256(body.encode()).digest()[:8], signed=True)
+
+
 COMPILED = pricing.compile_prices(load(SHOP))
-BODIES = {int.from_bytes(sha256(body.encode()).digest()[:8], signed=True): body for body in COMPILED.formulas}
+BODIES = {body_id(body): body for body in COMPILED.formulas}
 
 
 def test_each_price_is_a_row() -> None:
@@ -79,8 +87,33 @@ def test_rates_are_the_numbers_of_the_text() -> None:
     assert [str(rate) for rate in price("plans.pro.rate_overrides", "gpt-4")["rates"]] == ["1.5", "4"]
     assert price("fixed", "report") == {
         "section": "fixed", "key": "report", "formula_id": None, "rates": [10],
-        "composed_id": None, "composed_rates": None, "prefixes": None,
+        "composed_id": None, "composed_rates": None, "prefixes": None, "covers": None,
     }  # fmt: skip
+
+
+def test_a_price_covers_what_it_names_with_its_parts() -> None:
+    inputs = [
+        "cache_audio_read_tokens", "cache_read_tokens", "cache_write_1h_tokens", "cache_write_tokens",
+        "input_audio_tokens", "input_image_tokens", "input_tokens", "input_video_tokens",
+    ]  # fmt: skip
+    outputs = ["output_audio_tokens", "output_image_tokens", "output_tokens", "reasoning_tokens"]
+    assert price("models", "gpt-4")["covers"] == inputs
+    assert price("models", "gpt")["covers"] == outputs
+    assert price("models", "gpt-4-mini")["covers"] == sorted(inputs + outputs)
+    assert price("plans.pro.rate_overrides", "gpt-4")["covers"] == ["seconds"]
+    assert price("cache", "discount")["covers"] == ["cache_audio_read_tokens", "cache_read_tokens"]
+    flat, beside = (
+        {row["key"]: row["covers"] for row in pricing.compile_prices(load({"models": models} | more)).prices}
+        for models, more in [
+            ({"m": "requests * 3", "n": "requests * 3 + images"}, {}),
+            ({"m": "input_tokens", "n": "cache_read_tokens"}, {"cached": "beside"}),
+        ]
+    )
+    assert flat == {"m": sorted({*KNOWN_COUNTS, "unread"} - {"tool_calls"}), "n": ["images", "requests"]}
+    assert beside == {
+        "m": ["input_audio_tokens", "input_image_tokens", "input_tokens", "input_video_tokens"],
+        "n": ["cache_audio_read_tokens", "cache_read_tokens"],
+    }
 
 
 def test_prices_of_one_shape_share_a_formula() -> None:
@@ -94,9 +127,9 @@ def test_a_composed_price_has_all_parts_and_their_rates() -> None:
     row = price("models", "gpt-4")
     assert BODIES[row["composed_id"]] == (
         "begin\n  return ("
-        "(greatest(0::numeric, (coalesce(trim_scale((p_usage -> 'input_tokens')::numeric), 0) * p_rates[1]))"
-        " + greatest(0::numeric, (coalesce(trim_scale((p_usage -> 'search_queries')::numeric), 0) * p_rates[2])))"
-        " + ((- coalesce(trim_scale((p_usage -> 'cache_read_tokens')::numeric), 0)) * p_rates[3]));\nend"
+        "coalesce(trim_scale((p_usage -> 'input_tokens')::numeric), 0) * p_rates[1])"
+        " + (coalesce(trim_scale((p_usage -> 'search_queries')::numeric), 0) * p_rates[2])"
+        " + ((- coalesce(trim_scale((p_usage -> 'cache_read_tokens')::numeric), 0)) * p_rates[3]);\nend"
     )
     assert [str(rate) for rate in row["composed_rates"]] == ["0.010", "3", "0.25"]
     assert [price(section, key)["composed_id"] for section, key in (("tools", "_default"), ("search", "costs"))] == [
@@ -133,13 +166,16 @@ def test_the_keys_that_may_serve_instead() -> None:
 
 def test_terms() -> None:
     none, pro, free = COMPILED.terms
-    fields = [
-        "model", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens",
-        "search_queries", "search_results", "web_search_calls", "code_exec_calls", "images", "seconds",
-    ]  # fmt: skip
+    covers = ["cache_audio_read_tokens", "cache_read_tokens", "model", "provider_cost", "search_queries"]
+    parts, wholes = none.pop("parts"), none.pop("wholes")
+    assert none.pop("fields") == sorted((*UsageMetrics.model_fields, "seconds"))
+    assert none.pop("misfits").startswith("$ ? (@.cache_read_tokens > @.input_tokens || @.cache_read_tokens > 0 && ")
+    assert sorted(zip(parts, wholes, strict=True)) == sorted(limits("inside"))
     assert none == {
         "plan_id": "", "plan_name": None, "free_allowance": 0, "features": {}, "factor": Decimal(20), "plan_factor": 1,
-        "overrides": None, "fields": fields, "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
+        "overrides": None, "covers": covers, "match": "dated", "aliases": None,
+        "unpriced": "refuse", "cached": "inside",
+        "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
         "signup_bonus": 0, "default_plan": "free", "timezone": "UTC",
     }  # fmt: skip
     assert pro == {
@@ -151,30 +187,44 @@ def test_terms() -> None:
         "overrides": None,
     }  # fmt: skip
     assert str(none["factor"]) == "20"
-    [without_tools] = pricing.compile_prices(load({"models": SHOP["models"], "metrics": {"images": 0}})).terms
-    assert {"tool_calls"} == set(without_tools["fields"]) - set(fields)
+    more = {"match": "exact", "aliases": {"x": "gpt"}, "unpriced": "warn", "cached": "beside", "free": ["input_tokens"]}
+    [without_tools] = pricing.compile_prices(load({"models": SHOP["models"], "metrics": {"images": 0}} | more)).terms
+    freed = ["input_audio_tokens", "input_image_tokens", "input_tokens", "input_video_tokens"]
+    assert without_tools["covers"] == [*freed, "model", "provider_cost", "tool_calls"]
+    assert {name: without_tools[name] for name in more if name != "free"} | {"free": ["input_tokens"]} == more
 
 
-def test_a_composed_price_is_that_of_its_parts_to_the_digit() -> None:
+def test_a_composed_price_is_that_of_its_parts_to_the_digit(conn: Connection) -> None:
     source = Formulas(4)
-    compared = 0
-    while compared < 1000:
+    engines: list[PricingEngine] = []
+    composed: list[Function] = []
+    while len(composed) < 150:
         search = {"costs": source.formula()} if source.random.random() < 0.5 else {}
         cache = {"discount": f"-({source.formula()})"} if source.random.random() < 0.5 else {}
-        models = {"_default": source.formula()}
-        config = load({"models": models, "search": search, "cache": cache, "metrics": DEFAULTS})
-        engine = PricingEngine(config)
-        compiler = pricing._Compiler(config)
-        total = evaluation(compiler.composed(compiler.formulas.models["_default"]))
-        for _ in range(10):
-            usage = source.usage()
+        parts = {"models": {"_default": source.formula()}, "search": search, "cache": cache}
+        config = load(parts | {"metrics": DEFAULTS, "free": [*KNOWN_COUNTS, "pages"]})
+        compiled = pricing.compile_prices(config)
+        if (number := compiled.prices[0]["composed_id"]) is not None:
+            [body] = [body for body in compiled.formulas if body_id(body) == number]
+            composed.append(Function(number, body, tuple(compiled.prices[0]["composed_rates"])))
+            engines.append(PricingEngine(config))
+    usages = [[fitting(source.usage()) for _ in range(10)] for _ in composed]
+    seen = Counter[str]()
+    for engine, cases, answers in zip(engines, usages, function_answers(conn, composed, usages), strict=True):
+        for usage, answer in zip(cases, answers, strict=True):
             try:
-                expected = engine.calculate(usage).total
-            except DuctoError:
-                continue
-            composed = total({name: trim_scale(value) for name, value in usage.items()} | {"model": ""})
-            assert format(composed if composed > 0 else Decimal(0), "f") == format(expected, "f")
-            compared += 1
+                expected = format(engine.calculate(usage).total, "f")
+            except NegativePriceError:
+                seen["a part below 0"] += 1
+                assert answer is None, usage
+            except OutOfRangeError:
+                seen["too large"] += 1
+                assert Decimal(answer) > MAX_BIGINT, usage
+            else:
+                seen["priced"] += 1
+                assert answer == expected if Decimal(answer) > 0 else Decimal(expected) == 0, usage
+    assert seen["priced"] > 400, seen
+    assert seen["a part below 0"] > 100, seen
 
 
 def test_long_formulas_compose() -> None:
@@ -192,7 +242,8 @@ def test_a_large_list_compiles_in_no_time() -> None:
     started = time.perf_counter()
     compiled = pricing.compile_prices(load({"models": models}))
     pricing.compile_config(load({"models": models}))
-    assert len(compiled.formulas) == 25
+    # Each shape, and the same that gives null below 0.
+    assert len(compiled.formulas) == 25 * 2
     assert time.perf_counter() - started < 10
 
 

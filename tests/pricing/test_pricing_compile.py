@@ -1,5 +1,6 @@
 """Published prices: the same answers as the engine, whatever the config, and scripts that carry any text unharmed."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import ceil
@@ -9,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Connect
-from formulas import METRICS, VARIABLES, Formulas
+from formulas import METRICS, VARIABLES, Formulas, fitting
 
 from ducto_pg import CreditManager, exactjson
 from ducto_pg.errors import DuctoError
@@ -73,8 +74,9 @@ def random_config(source: Formulas) -> dict[str, Any]:
     }
     config: dict[str, Any] = {
         "models": {key: source.formula() for key in keys},
-        "metrics": dict.fromkeys(METRICS, 0) | {"images": Decimal("1.50")},
+        "metrics": dict.fromkeys(METRICS, 0) | {"pages": Decimal("1.50")},
         "factor": factor(pick),
+        **rules(pick, sorted(keys), [*VARIABLES, "unread"]),
     }
     if pick.random() < 0.7:
         config["models"]["_default"] = source.formula()
@@ -103,6 +105,26 @@ def random_config(source: Formulas) -> dict[str, Any]:
     return config
 
 
+def rules(pick: Random, keys: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
+    """How models are found, what is free, and what becomes of the rest; mostly all is free."""
+    names = [key for key in keys if key != "_default"]
+    aliases = {f"{pick.choice(['A', '*b', '*-', 'gpt/', 'zz'])}{number}": pick.choice(names) for number in range(3)}
+    return {
+        "match": pick.choice(["dated", "prefix", "exact"]),
+        "aliases": pick.choice([{}, {"V/": "*"}, aliases, aliases | {"v/": "*", "*.x.": "*"}]),
+        "free": pick.choice([pick.sample(counts, pick.randint(len(counts) // 2, len(counts) - 1)), counts, counts]),
+        "unpriced": pick.choice(["refuse", "refuse", "warn"]),
+        "cached": pick.choice(["inside", "inside", "beside"]),
+    }
+
+
+def odd_name(pick: Random, name: str, aliases: Mapping[str, str]) -> str:
+    """A name that a key or an alias serves, or nearly does."""
+    alias = pick.choice([*aliases, "V/"]).replace("*", pick.choice(["", "x", "é/"]))
+    rest = pick.choice(["", "-0613", "@2024-08-06-v1:0", "-latest", "-pro", "x", ":", "-06133", "/1a"])
+    return pick.choice([name, alias, alias.lower() + name, alias + name[:-1], name[:-1]]) + rest
+
+
 def factor(pick: Random) -> Decimal:
     """Mostly none, else more or less than one."""
     return Decimal(pick.choice(["1", "1", "1.00", "0.0250", "1e3", "17"]))
@@ -114,7 +136,11 @@ def random_usage(source: Formulas, config: dict[str, Any]) -> dict[str, Any]:
     usage = {name: value if name in METRICS else int(value) for name, value in usage.items()}
     keys = [*config["models"], *config["plans"]["pro"]["rate_overrides"]]
     name = pick.choice(keys)
-    usage["model"] = pick.choice([name, name + "-0613", name + "x", name[:-1], name + ":", "none", "", "zzz"])
+    usage["model"] = pick.choice([odd_name(pick, name, config["aliases"])] * 5 + [name, "none", "", "zzz"])
+    if pick.random() < 0.8:
+        usage = fitting(usage)
+    if pick.random() < 0.1:
+        usage["unread"] = {"usage.details.new_tokens": pick.randint(0, 1), "x": 0}
     if pick.random() < 0.5:
         names = ["db", "a'b", "c\\d", "other", "_default"]
         calls = [pick.choice(names) for _ in range(pick.randint(0, 5))]
@@ -127,7 +153,7 @@ def random_usage(source: Formulas, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(conn: Connection, seed: int, configs: int, usages: int) -> None:
-    source = Formulas(seed)
+    source, seen = Formulas(seed), Counter[str]()
     for _ in range(configs):
         data = random_config(source)
         config = load(data)
@@ -137,6 +163,10 @@ def compare(conn: Connection, seed: int, configs: int, usages: int) -> None:
             usage, plan = random_usage(source, data), source.random.choice([None, "free", "pro"])
             expected = engine_price(engine, usage, plan)
             assert database_price(conn, usage, plan) == expected, (data, usage, plan)
+            seen[str(expected[0]) if len(expected) == 3 else "priced"] += 1
+    # Prices, and each kind of error.
+    assert seen.keys() >= {"priced", "DU003", "DU004", "DU005", "DU006", "DU008", "DU009", "22023", "22003"}, seen
+    assert seen["priced"] > configs, seen
 
 
 def config_of(**parts: Any) -> PricingConfigData:
@@ -156,7 +186,7 @@ class TestModels:
         keys = ["gpt-4", "gpt-4-turbo", "gpt", "o1:", "a/b", "it's", "back\\slash", "é", "$$", "%s", "_default"]
         models = {key: f"input_tokens * 0 + {number}" for number, key in enumerate(keys)}
         fillers = {f"gpt-4-{number:03}": "input_tokens" for number in range(100)}
-        publish(conn, config_of(models=models | fillers))
+        publish(conn, config_of(models=models | fillers, match="prefix"))
         for name, key in [
             ("gpt-4", "gpt-4"),
             ("gpt-4-0613", "gpt-4"),
@@ -185,7 +215,7 @@ class TestModels:
 
     def test_a_chain_of_prefixes_is_no_trap(self, conn: Connection) -> None:
         models = {"-" * length: f"input_tokens + {length}" for length in range(1, 101)}
-        publish(conn, config_of(models=models))
+        publish(conn, config_of(models=models, match="prefix"))
         for name, cost in [("-" * 255, "100"), ("-" * 7, "7"), ("-" * 100 + "x", "99")]:
             assert database_price(conn, {"model": name})[1] == cost
 
@@ -196,7 +226,7 @@ class TestModels:
         for name, key, cost in [
             ("gpt-4o-2024-08-06", "gpt-4o", "7"),
             ("gpt-4o", "gpt-4o", "7"),
-            ("b-1", "b", "3"),
+            ("b-0613", "b", "3"),
         ]:
             assert database_price(conn, {"model": name, "input_tokens": 1}, "pro")[:2] == [key, cost]
         assert database_price(conn, {"model": "gpt-4o-2024-08-06", "input_tokens": 1})[1] == "2"
@@ -223,7 +253,7 @@ class TestPlans:
         manager = CreditManager(conn)
         manager.set_user_plan("ann", "pro")
         models = {"gpt-4": "input_tokens * 3", "gpt-4-x": "input_tokens * 4", "b": "input_tokens * 2"}
-        publish(conn, config_of(models=models, factor=2))
+        publish(conn, config_of(models=models, factor=2, match="prefix"))
         kept = manager.get_user_plan("ann")
         assert (kept.plan_id, kept.plan_name, kept.free_allowance) == ("pro", "Pro", 9)
         assert manager.set_user_plan("bob", "pro").error == "plan_not_found"
@@ -378,7 +408,11 @@ class TestScripts:
             }
         }
         config = config_of(
-            models={key: "input_tokens / output_tokens"}, plans=plans, fixed={key: 1}, tools={key: "tool_calls"}
+            models={key: "input_tokens / output_tokens"},
+            plans=plans,
+            fixed={key: 1},
+            tools={key: "tool_calls"},
+            free=["output_tokens"],
         )
         script = pricing.compile_config(config, label="it's \\")
         conn.execute("set standard_conforming_strings = off")
@@ -415,8 +449,8 @@ class TestFormulas:
 
         publish(conn, load({"models": models(1)}))
         generated = formula_functions(conn)
-        # Each shape, the same never below 0, and evaluate().
-        assert len(generated) == 25 + 1
+        # Each shape, the same that gives null below 0, and evaluate().
+        assert len(generated) == 2 * 25 + 1
         publish(conn, load({"models": models(2)}))
         assert formula_functions(conn) == generated
         assert conn.execute("select count(*) from ducto_private.prices").fetchone() == (2 * 1466,)
@@ -523,7 +557,7 @@ def test_diff() -> None:
 
 
 def test_random_configs_cost_the_same_in_the_engine_and_the_database(conn: Connection) -> None:
-    compare(conn, seed=1, configs=6, usages=40)
+    compare(conn, seed=1, configs=12, usages=40)
 
 
 @pytest.mark.slow
@@ -569,22 +603,28 @@ def odd_config(pick: Random, models: Sequence[str], counts: Sequence[str]) -> di
         overrides["_default"] = arithmetic(pick, counts)
     pro = {"id": "pro", "name": "Pro", "rate_overrides": overrides, "factor": factor(pick), "free_allowance": 7}
     config["plans"] = {"free": {"id": "free", "name": "Free", "factor": factor(pick)}, "pro": pro}
-    return config | {"metrics": {"images": pick.choice([0, 2])}, "factor": factor(pick), "min_balance": 0}
+    found = rules(pick, models, [*counts, "search_queries", "tool_calls"])
+    return config | found | {"metrics": {"images": pick.choice([0, 2])}, "factor": factor(pick), "min_balance": 0}
 
 
-def odd_usage(pick: Random, models: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
+def odd_usage(pick: Random, models: Sequence[str], counts: Sequence[str], aliases: Mapping[str, str]) -> dict[str, Any]:
     """Usages as they should be, and a few with something wrong or rare in them."""
     name = pick.choice(models)
     usage: dict[str, Any] = {
         count: pick.choice([0, 1, 17, 10**6, Decimal("4.00"), 10**15 - 1]) for count in counts if pick.random() < 0.7
     }
-    if pick.random() < 0.3:
+    if pick.random() < 0.2:
         wrong = [-1, Decimal("0.5"), 10**15, "5", [5], {"a": 5}, True, None, Decimal("1e-13")]
         usage[pick.choice(["input_tokens", "images", "cache_read_tokens", "tool_calls", "search_queries", "typo"])] = (
             pick.choice(wrong)
         )
+    else:
+        usage = fitting(usage)
     usage["model"] = pick.choice(
-        [name, name + pick.choice("-@:/_.x0A`;\1") + pick.choice(["", "2024"]), name[:-1], "none", "", "zzz", 7, None]
+        [
+            *[name, name, name + pick.choice("-@:/_.x0A`;\1") + pick.choice(["", "2024"]), name[:-1]],
+            *["none", "", "zzz", 7, None, odd_name(pick, name, aliases)],
+        ]
     )
     if pick.random() < 0.1:
         usage["model"] = name + "-" * 255
@@ -618,7 +658,15 @@ def hold(conn: Connection, user: str, usage: str) -> list[Any]:
 @pytest.mark.parametrize("seed", range(12))
 def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
     pick = Random(seed)
-    counts = ["input_tokens", "output_tokens", "cache_read_tokens", "images"][: pick.randint(2, 4)]
+    further = [
+        "cache_read_tokens",
+        "images",
+        "reasoning_tokens",
+        "cache_write_1h_tokens",
+        "cache_write_tokens",
+        "requests",
+    ]
+    counts = ["input_tokens", "output_tokens", *further[: pick.randint(0, 6)]]
     models = [pick.choice(["a", "gpt-4", "gpt-4-mini", "gpt-4.1", "7", "é", "a/b", "_default"]) for _ in range(5)]
     models += [f"v/m{number}" for number in range(pick.choice([0, 40]))]
     config = load(odd_config(pick, models, counts))
@@ -628,9 +676,12 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
     for user, plan in plans.items():
         manager.add_credits(user, MOST)
         manager.set_user_plan(user, plan)
-    costs = set()
-    for _ in range(250):
-        data = odd_usage(pick, models, [*counts, "search_queries"])
+    costs, seen = set(), Counter[str]()
+    # As many more as it takes to see some prices of a config that refuses much.
+    for tried in range(3000):
+        if tried >= 250 and len(costs) > 10:
+            break
+        data = odd_usage(pick, models, [*counts, "search_queries"], config.aliases)
         usage, user = exactjson.dumps(data), pick.choice(list(plans))
         expected = engine_price(engine, data, plans[user])
         query = "select c.resolved_model, c.total::text from ducto.calculate_cost(%s::jsonb, %s) as c"
@@ -644,7 +695,8 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
         else:
             assert quoted[0] == expected[0], (data, user)
             assert quoted == expected or quoted[0] == MISUSED, (data, user)
-    assert len(costs) > 10
+        seen[quoted[0] if len(quoted) == 3 else "priced"] += 1
+    assert len(costs) > 10, seen
 
 
 def test_a_charge_asks_for_the_parts_only_where_it_must(conn: Connection) -> None:
@@ -664,9 +716,9 @@ def test_a_charge_asks_for_the_parts_only_where_it_must(conn: Connection) -> Non
     for user, plan in [("ann", None), ("fred", "free"), ("paul", "pro")]:
         manager.add_credits(user, 1000)
         manager.set_user_plan(user, plan)
-    conn.execute("alter function ducto_private.price(ducto_private.terms, jsonb) rename to price_out_of_the_way")
+    conn.execute("alter function ducto_private.price(ducto_private.terms, jsonb, text) rename to price_out_of_the_way")
     for user, usage, cost in [
-        ("ann", '{"model": "a-1", "input_tokens": 3, "search_queries": 2}', "16"),
+        ("ann", '{"model": "a-0613", "input_tokens": 3, "search_queries": 2}', "16"),
         ("ann", '{"model": "elsewhere", "input_tokens": 3}', "3"),
         ("fred", '{"model": "a", "input_tokens": 3}', "12"),
         ("paul", '{"model": "a", "input_tokens": 3}', None),
