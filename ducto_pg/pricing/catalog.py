@@ -97,7 +97,7 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
     for name in selection.providers:
         if name not in known:
             raise DuctoError(f"the catalogue has no provider {name!r}{_suggest(name, known)}")
-        for line in _lines(known[name], selection):
+        for line in _lines(known[name], selection, known):
             patterns = [pattern for pattern in selection.models if line.fits(pattern)]
             found.update(patterns)
             if not line.formula:
@@ -108,7 +108,7 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
                 others.append(line)
     for pattern in selection.models:
         if not found[pattern]:
-            names = [model.id for name in selection.providers for model in known[name].models]
+            names = [model.id for name in selection.providers for model in _models(known[name], known)]
             raise DuctoError(f"{', '.join(selection.providers)}: no model {pattern!r}{_suggest(pattern, names)}")
     if selection.tariff and not chosen:
         raise _no_tariff(selection, known)
@@ -160,8 +160,8 @@ class _Line:
         return any(fnmatchcase(name, pattern) for name in names) or pattern in texts(self.model.match, "equals")
 
 
-def _lines(provider: "Provider", selection: Selection) -> Iterator[_Line]:
-    for model in provider.models:
+def _lines(provider: "Provider", selection: Selection, known: "Mapping[str, Provider]") -> Iterator[_Line]:
+    for model in _models(provider, known):
         context = dict(selection.tariff)
         price, hours = _price_on(model, selection.on, context)
         if context and not any(_applies(variant, selection.on, context) for variant in model.price_variants or ()):
@@ -181,6 +181,17 @@ def _lines(provider: "Provider", selection: Selection) -> Iterator[_Line]:
         if "cache_write_tokens" in names and "cache_write_1h_tokens" not in names and "claude" in model.id:
             remarks.append(f"{key}: no price of 1 h cache writes, which cost what 5 min writes do")
         yield _Line(provider, model, key, formula, names, remarks)
+
+
+def _models(provider: "Provider", known: "Mapping[str, Provider]") -> "Iterator[ModelInfo]":
+    """A provider's models, then those that the catalogue takes from others: of OpenAI for Azure."""
+    yield from provider.models
+    everyone = list(known.values())
+    for other in provider.fallback_model_providers or []:
+        if other in known:
+            yield from (
+                model for model in known[other].models if provider.find_model(model.id, all_providers=everyone) is model
+            )
 
 
 def _price_on(model: "ModelInfo", day: date, context: dict[str, str]) -> "tuple[ModelPrice, bool]":
@@ -247,10 +258,9 @@ def _rate(price: "Decimal | TieredPrices", per: int) -> str:
     """A price of `per` as the rate of one. A tier is of the whole request, and begins above its start."""
     if isinstance(price, Decimal):
         return _number(price, per)
-    steps = [_number(price.base, per)]
-    for tier in price.tiers:
-        steps += [str(tier.start + 1), _number(tier.price, per)]
-    return f"tier(input_tokens, {', '.join(steps)})"
+    rates = [price.base, *(tier.price for tier in price.tiers)]
+    steps = [f"{tier.start + 1}, {_number(rate, per)}" for tier, rate in zip(price.tiers, rates, strict=False)]
+    return f"tier(input_tokens, {', '.join(steps)}, {_number(rates[-1], per)})"
 
 
 def _number(price: Decimal, per: int) -> str:
@@ -293,6 +303,7 @@ def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Looku
     asked = list({line.provider.id: line.provider for line in everyone}.values())
     names = {name.translate(LOWER): line.model for line in reversed(everyone) for name in names_of(line.model)}
     found: dict[str, str] = {}
+    found |= {key.translate(LOWER): key for key in chosen if key != key.translate(LOWER)}
     taken = {key.translate(LOWER) for key in chosen} | {name.translate(LOWER) for name in lookup.aliases}
     for key, line in sorted(chosen.items()):
         mine = {alias: target for alias, target in lookup.aliases.items() if target == key}
@@ -327,7 +338,9 @@ def _regional(name: str) -> list[str]:
 
 def _says(asked: "Iterable[Provider]", line: _Line, text: str) -> bool:
     """Whether the first of these providers that knows a name knows this model by it."""
-    return next(filter(None, (provider.find_model(text) for provider in asked)), None) is line.model
+    everyone = list(providers().values())
+    found = (provider.find_model(text, all_providers=everyone) for provider in asked)
+    return next(filter(None, found), None) is line.model
 
 
 def _served_at_another_price(
@@ -356,7 +369,7 @@ def _no_tariff(selection: Selection, known: "Mapping[str, Provider]") -> DuctoEr
     tariffs = {
         f"{name}={value}"
         for provider in selection.providers
-        for model in known[provider].models
+        for model in _models(known[provider], known)
         for variant in model.price_variants or ()
         for name, value in variant.when.items()
     }
