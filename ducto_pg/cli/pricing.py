@@ -176,6 +176,7 @@ def _validate(arguments: argparse.Namespace) -> None:
         print_json(config)
     else:
         print(f"{arguments.config}: sound (models: {len(config.models)}, plans: {len(config.plans or {})})")
+    _print_remarks(config)
 
 
 def publish(arguments: argparse.Namespace) -> None:
@@ -185,6 +186,7 @@ def publish(arguments: argparse.Namespace) -> None:
         result = manager.publish_pricing(config, label=arguments.label, activate=arguments.activate, at=arguments.at)
     active = f"published, {_active(arguments)}" if arguments.at else "published and active"
     _print_version(arguments, result, active if arguments.activate else "published, not activated")
+    _print_remarks(config)
 
 
 def activate(arguments: argparse.Namespace) -> None:
@@ -256,6 +258,14 @@ def _print_version(arguments: argparse.Namespace, result: PricingConfigResult, w
         print_json(result)
     else:
         print(f"version {result.version} {what}")
+
+
+def _print_remarks(config: PricingConfigData) -> None:
+    """What the owner of the list should know: no errors."""
+    from ducto_pg.pricing.review import remarks
+
+    for remark in remarks(config):
+        print(f"ducto-pg: note: {remark}", file=sys.stderr)
 
 
 def _indented(value: object, indent: str = "\n") -> str:

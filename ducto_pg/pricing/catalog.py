@@ -113,8 +113,8 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
     if selection.tariff and not chosen:
         raise _no_tariff(selection, known)
     if unpriced or not chosen:
-        what = f" for {', '.join(unpriced)}" if unpriced else " for these models"
-        raise DuctoError(f"the catalogue has no price{what}")
+        at = f" at {_tariff(selection)}" if selection.tariff else ""
+        raise DuctoError(f"the catalogue has no price{at} for {', '.join(unpriced) or 'these models'}")
 
     remarks: list[str] = []
     aliases = _aliases(chosen, others, lookup)
@@ -164,11 +164,10 @@ def _lines(provider: "Provider", selection: Selection, known: "Mapping[str, Prov
     for model in _models(provider, known):
         context = dict(selection.tariff)
         price, hours = _price_on(model, selection.on, context)
-        if context and not any(_applies(variant, selection.on, context) for variant in model.price_variants or ()):
-            continue
-        terms = _terms(price)
+        offered = not context or any(_applies(variant, selection.on, context) for variant in model.price_variants or ())
+        terms = _terms(price) if offered else []
         formula = " + ".join(f"{_linear(counts)} * {rate}" for counts, rate in terms)
-        if (provider.id, model.id) in AT_LEAST_TEN_SECONDS:
+        if terms and (provider.id, model.id) in AT_LEAST_TEN_SECONDS:
             formula = f"({formula.replace('audio_seconds', 'max(audio_seconds, 10)')} if audio_seconds else 0)"
         key = selection.key.replace("{}", model.id)
         remarks = []
@@ -306,7 +305,7 @@ def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Looku
     found |= {key.translate(LOWER): key for key in chosen if key != key.translate(LOWER)}
     taken = {key.translate(LOWER) for key in chosen} | {name.translate(LOWER) for name in lookup.aliases}
     for key, line in sorted(chosen.items()):
-        mine = {alias: target for alias, target in lookup.aliases.items() if target == key}
+        mine = dict(lookup.aliases)
         match, template = line.model.match, line.template
         plain = [*texts(match, "equals", "starts_with"), *_regional(line.model.id)]
         stars = [f"*{text}" for text in texts(match, "ends_with", "contains") if template == "{}"]
@@ -315,7 +314,7 @@ def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Looku
             if (
                 alias.translate(LOWER) in taken
                 or text.endswith(_SEPARATORS)
-                or Lookup(lookup.match, mine).find(text, {key})
+                or Lookup(lookup.match, mine).find(text, {key, *lookup.aliases.values()})
             ):
                 continue
             rules = Lookup(lookup.match, {alias: key})
@@ -373,9 +372,12 @@ def _no_tariff(selection: Selection, known: "Mapping[str, Provider]") -> DuctoEr
         for variant in model.price_variants or ()
         for name, value in variant.when.items()
     }
-    given = ",".join(f"{name}={value}" for name, value in selection.tariff.items())
     listed = f"; it has {', '.join(sorted(tariffs))}" if tariffs else ""
-    return DuctoError(f"the catalogue has no tariff {given} for these models on {selection.on}{listed}")
+    return DuctoError(f"the catalogue has no tariff {_tariff(selection)} for these models on {selection.on}{listed}")
+
+
+def _tariff(selection: Selection) -> str:
+    return ", ".join(f"{name}={value}" for name, value in selection.tariff.items())
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

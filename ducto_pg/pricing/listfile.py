@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 from ducto_pg import exactjson
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 WIDTH = 120
 COMMAND = "ducto-pg pricing import"
 
+_FORM = "this file's form (YAML anchors, perhaps) does not let it be updated"
 _HEADER = re.compile(rf"^# Made by `{COMMAND}`.*?written by hand\.\n", re.MULTILINE | re.DOTALL)
 
 _PLAIN = re.compile(r"(?!(?:true|false|null)$)[A-Za-z(][^#:{}\[\],&*!|>'\"%@`\n]*(?::[^\s#{}\[\],]+)*", re.IGNORECASE)
@@ -60,19 +60,13 @@ def updated(
         new = write(new, "aliases", {alias: scalar(key) for alias, key in fresh.items()})
     now = _load(new)
     if any(getattr(now, section).get(key) != line for key, line in prices.models.items()):
-        raise DuctoError("this file's form (YAML anchors, perhaps) does not let it be updated")
+        raise DuctoError(_FORM)
     return _header(arguments, source, section) + "\n" + new
 
 
 def _header(arguments: Sequence[str], source: str, section: str) -> str:
-    command = fill(
-        f"{COMMAND} {shlex.join(arguments)}",
-        WIDTH - 2,
-        initial_indent="#   ",
-        subsequent_indent="#     ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    ).replace("\n", " \\\n")
+    words = " ".join([COMMAND, shlex.join(arguments)])
+    command = " \\\n".join(_packed(re.split(r" (?=--)", words), "#   ", "#     "))
     money = "`factor` makes them credits" if section == "models" else "only `spend_margin` reads them"
     return (
         f"# Made by `{COMMAND}` from {source}:\n#\n{command}\n#\n"
@@ -109,7 +103,7 @@ def write(text: str, section: str, entries: Mapping[str, str]) -> str:
 
     if not entries:
         return text
-    root = yaml.compose(text, Loader=yaml.BaseLoader)
+    root = _compose(text)
     if root is not None and (not isinstance(root, yaml.MappingNode) or root.flow_style):
         raise DuctoError("only a YAML file with a line for each key can be updated")
     here = _value(root, section)
@@ -133,9 +127,7 @@ def write(text: str, section: str, entries: Mapping[str, str]) -> str:
 
 def replace(text: str, key: str, value: str) -> str:
     """The file's text with a new value of a key that has no section."""
-    import yaml
-
-    node = _value(yaml.compose(text, Loader=yaml.BaseLoader), key)
+    node = _value(_compose(text), key)
     if node is None:
         place = re.search(r"^version:.*\n", text, re.MULTILINE)
         at = place.end() if place else 0
@@ -152,10 +144,27 @@ def formula(key: str, text: str) -> str:
     """A formula as YAML, folded where it is long."""
     if len(f"  {scalar(key)}: {text}") <= WIDTH:
         return text if text[0] not in "*&!|>'\"%@`-" else exactjson.dumps(text)
-    lines = ["   "]
-    for term in re.split(r" (?=\+ )", text):
-        lines[-1:] = [joined] if len(joined := f"{lines[-1]} {term}") <= WIDTH else [lines[-1], f"    {term}"]
-    return "\n".join([">-", *lines])
+    return "\n".join([">-", *_packed(re.split(r" (?=\+ )", text), "    ", "    ")])
+
+
+def _packed(pieces: Sequence[str], first: str, others: str) -> list[str]:
+    """Pieces in lines, as many in each as fit; a line may be followed by a backslash."""
+    lines = [first + pieces[0]]
+    for piece in pieces[1:]:
+        if len(joined := f"{lines[-1]} {piece}") <= WIDTH - 2:
+            lines[-1] = joined
+        else:
+            lines.append(others + piece)
+    return lines
+
+
+def _compose(text: str) -> "yaml.Node | None":
+    import yaml
+
+    try:
+        return yaml.compose(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError:
+        raise DuctoError(_FORM) from None
 
 
 def _value(node: "yaml.Node | None", key: str) -> "yaml.Node | None":
