@@ -38,9 +38,11 @@ def _unpriced(config: PricingConfigData, formulas: Formulas) -> Iterable[str]:
         keys = [key for key, formula in formulas.models.items() if name not in coverage.of_model(formula, config)]
         if name not in elsewhere | {"tool_calls", "requests"} and keys:
             without[name] = keys
-    for name in list(without):
-        if any(without.get(whole) == without[name] for whole in wholes(name, config.cached)):
-            del without[name]
+    without = {
+        name: keys
+        for name, keys in without.items()
+        if all(without.get(whole) != keys for whole in wholes(name, config.cached))
+    }
     happens = "is refused" if config.unpriced == "refuse" else "is charged without it, with a warning"
     if nowhere := [name for name, keys in without.items() if len(keys) == len(config.models)]:
         yield f"no model's formula names {', '.join(nowhere)}: a usage with one of them {happens}, unless free lists it"

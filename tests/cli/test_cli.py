@@ -28,6 +28,7 @@ min_balance: 0
 """
 YAML = "models:\n  gpt-4o: input_tokens * 0.0025\n"
 OTHER = '{"models": {"gpt-4o": "input_tokens * 0.003", "_default": "input_tokens"}, "min_balance": 7}'
+REMARKS = ("ducto-pg: note: ", "ducto-pg: days and months are those of ")
 
 
 def cells(out: str) -> list[list[str]]:
@@ -37,12 +38,12 @@ def cells(out: str) -> list[list[str]]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line; answers exit code, output and complaint, which is at most one line, without notes."""
+    """Runs a command line; answers exit code, output and complaint, which is at most one line, without remarks."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = main(arguments)
         out, err = capsys.readouterr()
-        err = "".join(line for line in err.splitlines(True) if not line.startswith("ducto-pg: note: "))
+        err = "".join(line for line in err.splitlines(True) if not line.startswith(REMARKS))
         assert err.count("\n") <= 1
         return code, out, err
 
