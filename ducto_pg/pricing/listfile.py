@@ -121,7 +121,7 @@ def write(text: str, section: str, entries: Mapping[str, str]) -> str:
         text = text[:end] + "".join(f"\n{' ' * first.column}{entry}" for entry in fresh) + text[end:]
     for key, node in reversed(here.value):
         if key.value in entries:
-            text = text[: node.start_mark.index] + entries[key.value] + text[_end(text, node) :]
+            text = _put(text, node, entries[key.value])
     return text
 
 
@@ -132,7 +132,7 @@ def replace(text: str, key: str, value: str) -> str:
         place = re.search(r"^version:.*\n", text, re.MULTILINE)
         at = place.end() if place else 0
         return f"{text[:at]}{key}: {value}\n{text[at:]}"
-    return text[: node.start_mark.index] + value + text[_end(text, node) :]
+    return _put(text, node, value)
 
 
 def scalar(text: str) -> str:
@@ -165,6 +165,17 @@ def _compose(text: str) -> "yaml.Node | None":
         return yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError:
         raise DuctoError(_FORM) from None
+
+
+def _put(text: str, node: "yaml.Node", value: str) -> str:
+    """The text with another value; a comment behind the old one comes to stand behind its first line."""
+    start, end = node.start_mark.index, _end(text, node)
+    line = text.find("\n", end) if "\n" in text[end:] else len(text)
+    old, comment = text[start:end], text[end:line]
+    if folded := re.match(r"[>|][-+0-9]*([ \t]+#[^\n]*)\n", old):
+        comment = folded[1]
+    first, *others = value.split("\n")
+    return text[:start] + "\n".join([first + comment, *others]) + text[line:]
 
 
 def _value(node: "yaml.Node | None", key: str) -> "yaml.Node | None":

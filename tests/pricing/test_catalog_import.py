@@ -441,6 +441,15 @@ def test_an_update_keeps_what_was_written_by_hand(run: Run) -> None:
     assert run("--update mine.yaml") == (0, "no difference\n", "")
 
 
+@pytest.mark.parametrize("line", ["gpt-5: requests * 7   # why", "gpt-5: >-   # why\n    requests * 7"])
+def test_a_comment_behind_a_price_stays(run: Run, line: str) -> None:
+    Path("mine.yaml").write_text(f"models:\n  {line}\n\n  mine: requests * 1   # mine")
+    assert run("--provider openai --model gpt-5 --update mine.yaml")[0] == 0
+    text = Path("mine.yaml").read_text()
+    assert "  gpt-5: >-   # why\n    (input_tokens" in text
+    assert "2.5e-3\n\n  mine: requests * 1   # mine\n" in text
+
+
 def test_costs_beside_prices_of_ones_own(run: Run) -> None:
     Path("mine.yaml").write_text("models:\n  gpt-5: requests * 7\n")
     assert run("--provider openai --model gpt-5 --costs --update mine.yaml")[0] == 0
