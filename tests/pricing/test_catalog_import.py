@@ -25,7 +25,16 @@ from ducto_pg.cli import main
 from ducto_pg.errors import DuctoError, InvalidArgumentError, UnknownModelError
 from ducto_pg.models import PricingConfigData
 from ducto_pg.pricing import listfile
-from ducto_pg.pricing.catalog import OUR_NAMES, PriceList, Selection, names_of, package_version, price_list, providers
+from ducto_pg.pricing.catalog import (
+    OUR_NAMES,
+    PriceList,
+    Selection,
+    names_of,
+    package_version,
+    price_list,
+    providers,
+    texts,
+)
 from ducto_pg.pricing.config import load
 from ducto_pg.pricing.lookup import Lookup
 from ducto_pg.usage import read_body
@@ -166,6 +175,35 @@ def test_a_dated_model_of_another_price_is_always_taken_along() -> None:
             assert resolved is None or alone.models[resolved] == prices.models[key], (provider, name, resolved)
         along += not same and key in alone.models
     assert along > 30
+
+
+def test_names_that_the_catalogue_writes_out_reach_their_line(conn: Connection) -> None:
+    """Or one of the same price, or none; the engine and the database find the same."""
+    manager = CreditManager(conn)
+    reached, unreached = 0, set()
+    for provider in EVERY:
+        prices, engine = listed(provider)
+        version = manager.publish_pricing(config_of(prices), label=provider, activate=False).version
+        names = {
+            name: model.id
+            for model in providers()[provider].models
+            for name in [model.id, *texts(model.match, "equals", "starts_with", "ends_with", "contains")]
+            if model.id in prices.models and providers()[provider].find_model(name) is model
+        }
+        query = """
+            select n.name, (ducto_private.find_price(t, t.version, 'models', n.name, t.aliases)).key
+            from ducto_private.find_terms(%s, null, now()) as t, unnest(%s::text[]) as n (name)
+        """
+        for name, served in conn.execute(query, [version, list(names)]).fetchall():
+            assert served == engine.resolve_model(name), (provider, name)
+            if served is None:
+                unreached.add((provider, name))
+            else:
+                assert prices.models[served] == prices.models[names[name]], (provider, name, served)
+                reached += 1
+    print(reached, sorted(unreached))
+    assert reached > 3600
+    assert len(unreached) <= 20
 
 
 # Provider, name as it comes in answers, the key that serves it.
