@@ -113,6 +113,10 @@ def _import(arguments: argparse.Namespace) -> None:
         made_by = listfile.command_of(text)
         if made_by is None:
             raise DuctoError(f"{file}: its header names no import: say which with --provider")
+        if words := _words(given):
+            raise DuctoError(
+                f"{file}: {words[0]} needs the whole command, providers too: without, the header's is repeated"
+            )
         parser = argparse.ArgumentParser(prog=f"{file}: {listfile.COMMAND}")
         _add_import_options(parser)
         given = parser.parse_args(made_by)

@@ -41,6 +41,7 @@ def test_a_short_trace_is_charged_to_the_last_digit(
             table[f"exact cost {where}, {plan} plan"] for where in ("in the ledger", "by the offline engine")
         )
         assert ledger == engine
+    assert Decimal(table["what the providers took, USD"]) > 0
     refusals = [int(table[f"refusals ({code})"]) for code in quickstart.EXPECTED]
     assert int(table["charges"]) + sum(refusals) == 150
     told = "accounts, teams, charges for a team, refusals (insufficient_credits), replays, refunds, credits: promotion"

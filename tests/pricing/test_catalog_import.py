@@ -507,6 +507,7 @@ BAD = [
     ("--provider openai -o there.yaml", "there.yaml is there already: bring it up to date with --update"),
     ("--update missing.yaml", "missing.yaml: No such file or directory"),
     ("--update there.yaml", "its header names no import: say which with --provider"),
+    ("--update made.yaml --markup 2", "--markup needs the whole command"),
     ("--provider openai --model gpt-5 --credits-per-usd 100 --update there.yaml", "a new factor would change"),
     ("--provider openai --model gpt-5 --update flow.yaml", "only a section with a line for each key"),
     ("--provider openai --model gpt-5 --update list.json", "only a YAML file with a line for each key"),
@@ -518,6 +519,9 @@ BAD = [
 @pytest.mark.parametrize(("line", "said"), BAD)
 def test_bad_input_is_a_clear_error(run: Run, line: str, said: str) -> None:
     Path("there.yaml").write_text("models:\n  mine: input_tokens\n")
+    Path("made.yaml").write_text(
+        "# Made by `ducto-pg pricing import` x:\n#   ducto-pg pricing import\n# written by hand.\n"
+    )
     Path("flow.yaml").write_text("models: {mine: input_tokens}\n")
     Path("list.json").write_text('{"models": {"mine": "input_tokens"}}')
     Path("beside.yaml").write_text("cached: beside\nmodels:\n  mine: input_tokens\n")
