@@ -158,6 +158,7 @@ def _check(conn: psycopg.Connection[Any], tally: Tally, engine: PricingEngine) -
     carried = _value(conn, "select coalesce(sum(carry), 0) from ducto_read.accounts")
     charges = _value(conn, f"select count(*) {usage}")
     allowance = _value(conn, f"select coalesce(sum(allowance_used), 0) {usage}")
+    taken = _value(conn, "select coalesce(sum(provider_cost), 0) from ducto.spend_margin() where uncosted = 0")
     violations = CreditManager(conn).verify_ledger()
     counts = tally.counts
     table = {
@@ -175,6 +176,7 @@ def _check(conn: psycopg.Connection[Any], tally: Tally, engine: PricingEngine) -
     for plan, cost in sorted(costs.items(), key=str):
         table[f"exact cost in the ledger, {plan or 'no'} plan"] = f"{cost:,f}"
         table[f"exact cost by the offline engine, {plan or 'no'} plan"] = f"{offline[plan]:,f}"
+    table["what the providers took, USD"] = f"{taken:,f}"
     table["verify_ledger"] = f"{len(violations)} violations" if violations else "sound"
     names, values = (max(map(len, column)) for column in (table, table.values()))
     print("\n".join(f"  {name:<{names}}  {value:>{values}}" for name, value in table.items()))
@@ -189,6 +191,9 @@ def _check(conn: psycopg.Connection[Any], tally: Tally, engine: PricingEngine) -
             problems.append(f"exact costs, {plan or 'no'} plan: {said}")
     if sum(credits.values()) != left or -credits["usage"] != counts["out"] or credits["refund"] != counts["refunded"]:
         problems.append("the ledger's credits, those answered, and what is left do not agree")
+    list_price = sum((engine.calculate(request.usage).total for request in tally.charged), Decimal())
+    if taken * engine.pricing_schema().factor != list_price:
+        problems.append(f"providers took {taken} by the margin, by the list {list_price} credits at its factor")
     if counts["out"] + allowance + carried != sum(costs.values()):
         problems.append("credits out, allowances and the fractions carried are not the exact cost")
     for problem in problems:

@@ -697,6 +697,23 @@ begin
     raise notice 'plan % is not in version %: nobody can be put on it any more, and accounts on it keep its terms of '
       'version % until set_user_plan moves them', v_plan, p_version, v_from;
   end loop;
+  if v_first_zone is null then
+    raise notice 'days and months are those of % for ever: the first activation fixes the time zone', v_zone
+      using hint = case when p_at is null
+        then 'Before the first charge a fresh installation is the way to another.'
+        else 'unschedule_pricing takes it back before its time.' end;
+  end if;
+  select t.default_plan
+  into v_plan
+  from ducto_private.terms as t
+  where t.version = p_version and t.plan_id = '';
+  if v_plan is distinct from (select t.default_plan from ducto_private.terms as t where t.version = v_from and t.plan_id = '')
+    and v_plan is not null
+    and exists (select from ducto_private.accounts as a where a.kind = 'user' and a.plan_id is null)
+  then
+    raise notice 'default_plan % is for accounts that open from now on: open accounts without a plan stay without one', v_plan
+      using hint = 'Put them on a plan with set_user_plan.';
+  end if;
 end
 $$;
 

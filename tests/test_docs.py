@@ -246,7 +246,7 @@ class TestPricing:
         manager = CreditManager(conn)
         assert len(self.ROWS) > 30
         for formula, usage, value in self.ROWS:
-            config = {"models": {"_default": formula}, "metrics": {"images": 0}}
+            config = {"models": {"_default": formula}, "metrics": {"images": 0}, "unpriced": "warn"}
             metrics = exactjson.loads("{" + re.sub(r"(\w+): ", r'"\1": ', usage) + "}")
             manager.publish_pricing(config)
             assert str(PricingEngine.from_dict(config).calculate(metrics).total) == value, formula

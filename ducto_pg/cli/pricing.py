@@ -1,6 +1,11 @@
 """Commands about prices: check, publish and look at them."""
 
 import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 from ducto_pg import exactjson
@@ -28,6 +33,7 @@ def add(commands: Any) -> None:
     export = add_command(commands, "export", _export, dsn=True)
     export.add_argument("version", nargs="?", default="active", help="its number (default: the active one)")
     _add_publish_options(add_command(commands, "compile", _compile))
+    _add_import_options(add_command(commands, "import", _import))
 
 
 def _add_at(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +50,129 @@ def _add_publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-activate", dest="activate", action="store_false", help="only publish; activate it later")
 
 
+def _add_import_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--provider", action="append", help="openai, anthropic, google, aws …; once for each")
+    add(
+        "--model",
+        action="append",
+        metavar="PATTERN",
+        help="a name or a pattern, of any of the providers (gpt-5*) or of one (google/gemini-*); once for each",
+    )
+    add("--credits-per-usd", type=_above_zero, metavar="N", help="the list's factor, before the markup (default 1)")
+    add("--markup", type=_above_zero, metavar="N", help="a factor on top: 1.3 asks 30 percent more (default 1)")
+    add("--tariff", action="append", type=_pair, metavar="NAME=VALUE", help="processing=batch, service_tier=flex …")
+    add("--key", default="{}", help="what the keys are, {} for the model's name: '{}:batch' (default {})")
+    add("--on", type=_day, metavar="DATE", help="the prices of that day (default: today, in UTC)")
+    add("--costs", action="store_true", help="write them under costs, for spend_margin, not under models")
+    add("-o", "--output", type=Path, metavar="FILE", help="a new file (default: standard output)")
+    add("--update", type=Path, metavar="FILE", help="a list to bring up to date, by the command in its header if no "
+        "provider is named; says what changes and keeps all else")  # fmt: skip
+    add("--dry-run", action="store_true", help="with --update: say what would change, and write nothing")
+
+
+def _above_zero(text: str) -> Decimal:
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal(0)
+    if not value.is_finite() or value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as processing=batch")
+    return name, value
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day, such as 2026-01-31") from None
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    """make a price list from the catalogue of genai-prices, or bring one up to date
+
+    Its formulas are in USD, and its factor makes them credits. Needs pip install 'ducto-pg[catalog]'.
+    """
+    from ducto_pg.formula.arithmetic import multiply
+    from ducto_pg.pricing import catalog, listfile
+    from ducto_pg.pricing.config import load
+    from ducto_pg.pricing.lookup import Lookup
+    from ducto_pg.pricing.publish import diff
+
+    file: Path | None = arguments.update
+    text = file.read_text("utf-8") if file else ""
+    given = arguments
+    if file and not given.provider:
+        made_by = listfile.command_of(text)
+        if made_by is None:
+            raise DuctoError(f"{file}: its header names no import: say which with --provider")
+        if words := _words(given):
+            raise DuctoError(
+                f"{file}: {words[0]} needs the whole command, providers too: without, the header's is repeated"
+            )
+        parser = argparse.ArgumentParser(prog=f"{file}: {listfile.COMMAND}")
+        _add_import_options(parser)
+        given = parser.parse_args(made_by)
+    if not given.provider:
+        raise DuctoError(f"name a provider with --provider: {', '.join(catalog.providers())}")
+    if "{}" not in given.key:
+        raise DuctoError(f"--key {given.key}: {{}} stands for the model's name")
+    if file is None and given.costs:
+        raise DuctoError("costs stand in a list that has models: name it with --update")
+    if arguments.output and arguments.output.exists():
+        raise DuctoError(f"{arguments.output} is there already: bring it up to date with --update")
+    old = load_config(str(file)) if file else None
+    selection = catalog.Selection(
+        providers=given.provider,
+        models=given.model or ["*"],
+        tariff=dict(given.tariff or []),
+        key=given.key,
+        on=given.on or datetime.now(UTC).date(),
+    )
+    prices = catalog.price_list(selection, Lookup(old.match, old.aliases) if old else None)
+    factor = None
+    if (given.credits_per_usd or given.markup) and not given.costs:
+        factor = multiply(given.credits_per_usd or Decimal(1), given.markup or Decimal(1))
+    source = f"the catalogue of genai-prices {catalog.package_version()}, prices of {selection.on}"
+    try:
+        new = listfile.updated(
+            text,
+            prices,
+            section="costs" if given.costs else "models",
+            factor=factor,
+            arguments=_words(given),
+            source=source,
+        )
+    except DuctoError as error:
+        raise DuctoError(f"{file}: {error}" if file else str(error)) from error
+    for remark in prices.remarks:
+        print(f"ducto-pg: {remark}", file=sys.stderr)
+    if old:
+        print("\n".join(diff(old, load(new))) or "no difference")
+    if (target := file or arguments.output) is None:
+        print(new, end="")
+    elif not arguments.dry_run:
+        target.write_text(new, "utf-8")
+
+
+def _words(given: argparse.Namespace) -> Sequence[str]:
+    """The arguments that choose what is imported, as they are written."""
+    words: list[str] = []
+    for name in ("provider", "model", "credits_per_usd", "markup", "tariff", "key", "on"):
+        value = getattr(given, name)
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and item != "{}":
+                words += [f"--{name.replace('_', '-')}", "=".join(item) if isinstance(item, tuple) else str(item)]
+    return [*words, *(["--costs"] if given.costs else [])]
+
+
 def _validate(arguments: argparse.Namespace) -> None:
     """check a pricing config without a database"""
     config = load_config(arguments.config)
@@ -51,6 +180,7 @@ def _validate(arguments: argparse.Namespace) -> None:
         print_json(config)
     else:
         print(f"{arguments.config}: sound (models: {len(config.models)}, plans: {len(config.plans or {})})")
+    _print_remarks(config)
 
 
 def publish(arguments: argparse.Namespace) -> None:
@@ -60,6 +190,7 @@ def publish(arguments: argparse.Namespace) -> None:
         result = manager.publish_pricing(config, label=arguments.label, activate=arguments.activate, at=arguments.at)
     active = f"published, {_active(arguments)}" if arguments.at else "published and active"
     _print_version(arguments, result, active if arguments.activate else "published, not activated")
+    _print_remarks(config)
 
 
 def activate(arguments: argparse.Namespace) -> None:
@@ -131,6 +262,14 @@ def _print_version(arguments: argparse.Namespace, result: PricingConfigResult, w
         print_json(result)
     else:
         print(f"version {result.version} {what}")
+
+
+def _print_remarks(config: PricingConfigData) -> None:
+    """What the owner of the list should know: no errors."""
+    from ducto_pg.pricing.review import remarks
+
+    for remark in remarks(config):
+        print(f"ducto-pg: note: {remark}", file=sys.stderr)
 
 
 def _indented(value: object, indent: str = "\n") -> str:

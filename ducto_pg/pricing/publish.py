@@ -99,7 +99,7 @@ def diff(old: PricingConfigData, new: PricingConfigData) -> list[str]:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         return {path: exactjson.dumps(value)}
     flat: dict[str, str] = {}
     for key, item in value.items():

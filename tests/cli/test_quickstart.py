@@ -10,12 +10,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from places import SHARED
 
-from ducto_pg import exactjson, quickstart
+from ducto_pg import quickstart
 from ducto_pg.cli import main
 from ducto_pg.embedded import Server
-from ducto_pg.models import UsageMetrics
 from ducto_pg.pricing import config
 from ducto_pg.pricing.engine import PricingEngine
 
@@ -43,6 +41,7 @@ def test_a_short_trace_is_charged_to_the_last_digit(
             table[f"exact cost {where}, {plan} plan"] for where in ("in the ledger", "by the offline engine")
         )
         assert ledger == engine
+    assert Decimal(table["what the providers took, USD"]) > 0
     refusals = [int(table[f"refusals ({code})"]) for code in quickstart.EXPECTED]
     assert int(table["charges"]) + sum(refusals) == 150
     told = "accounts, teams, charges for a team, refusals (insufficient_credits), replays, refunds, credits: promotion"
@@ -124,24 +123,3 @@ def test_the_shipped_prices_are_sound() -> None:
     usage = {"input_tokens": 300_000, "cache_read_tokens": 100_000, "output_tokens": 1000}
     assert engine.calculate({"model": "claude-sonnet-4-5", **usage}).total == Decimal("1603.125")
     assert engine.calculate({"model": "gpt-5-2025-08-07", **usage}).total == Decimal("340.625")
-
-
-def test_the_shipped_prices_are_those_of_their_source() -> None:
-    source = SHARED / "data" / "provider_usage_priced.json"
-    if not source.exists():
-        pytest.skip("the source is not here")
-    engine = PricingEngine(config.load(quickstart._example("prices.yaml").read_bytes()))
-    providers = {"gpt": "openai", "claude": "anthropic", "gemini": "google"}
-    seen = set()
-    for answer in exactjson.loads(source.read_bytes()):
-        key = engine.resolve_model(answer.get("model", ""))
-        for reading in answer["extracted"] if key else []:
-            counts = {name: n for name, n in reading["usage"].items() if name in UsageMetrics.model_fields}
-            if key is None or any(re.search("audio|video|image", name) for name in reading["usage"]):
-                continue
-            for price in reading["extractors"]:
-                if price["provider_id"] == providers[key.split("-")[0]] and "output_price" in price:
-                    usd = Decimal(price["input_price"]) + Decimal(price["output_price"])
-                    assert engine.calculate({"model": answer["model"], **counts}).total == usd * 1250, answer
-                    seen.add(key)
-    assert seen == engine.pricing_schema().models.keys()

@@ -26,7 +26,7 @@ PROGRAMS = {"python": [sys.executable], "alembic": [sys.executable, "-m", "alemb
 SAID = """\
 added 1000, balance 1000
 held 54
-charged 6 for 6.25000000, balance 994
+charged 6 for 6.250000000, balance 994
 refused: insufficient_credits
 balance {}, reserved 0
 refunded 6, balance 1000

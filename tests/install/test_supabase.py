@@ -267,7 +267,7 @@ class TestExample:
         with postgrest(db) as api:
             for _ in range(2):
                 said = run_compiled(folder, "charge", SUPABASE_URL=api.url, **keys("alice"))
-                assert "cost: '6.25000000'" in said
+                assert "cost: '6.250000000'" in said
                 assert "rows: [ '2 usage -6', '1 purchase 1000' ]" in said
         assert CreditManager(priced).get_balance("alice").balance == 994
         assert CreditManager(priced).verify_ledger() == []
