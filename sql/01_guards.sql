@@ -234,7 +234,9 @@ begin
       perform ducto_private.invalid('p_metrics: unread must be an object of counts by their paths',
         'Pass what ducto.read_usage() answers.', left((p_usage -> 'unread')::text, 100));
     end if;
-    v_value := v_value || (p_usage -> 'unread');
+    v_value := v_value || coalesce((
+      select jsonb_object_agg('unread.' || u.key, u.value)
+      from jsonb_each(p_usage -> 'unread') as u), '{}');
   end if;
   if v_value @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)' then
     for v_key, v_value in

@@ -341,21 +341,21 @@ as $$
   from ducto_private.part_limits(p_cached) as l
 $$;
 
--- The first part of a usage that is above its whole, in words.
-create or replace function ducto_private.misfit(p_cached text, p_usage jsonb) returns text
+-- The first part of a usage that is above its whole, in words, and both counts.
+create or replace function ducto_private.misfit(p_cached text, p_usage jsonb, out misfit text, out counts text)
 language plpgsql stable parallel safe
 as $$
 begin
-  return (
-    select format('%s is %s, more than the %s %s that it is a part of', l.part, c.count, w.count, l.whole)
-    from ducto_private.part_limits(p_cached) as l
-    cross join lateral (
-      select sum(coalesce((p_usage -> p.name)::numeric, 0)) as count
-      from unnest(string_to_array(l.part, ' + ')) as p (name)
-    ) as c
-    cross join lateral (select coalesce((p_usage -> l.whole)::numeric, 0) as count) as w
-    where c.count > w.count
-    limit 1);
+  select format('%s is more than the %s that it is a part of', l.part, l.whole), format('%s of %s', c.count, w.count)
+  into misfit, counts
+  from ducto_private.part_limits(p_cached) as l
+  cross join lateral (
+    select sum(coalesce((p_usage -> p.name)::numeric, 0)) as count
+    from unnest(string_to_array(l.part, ' + ')) as p (name)
+  ) as c
+  cross join lateral (select coalesce((p_usage -> l.whole)::numeric, 0) as count) as w
+  where c.count > w.count
+  limit 1;
 end
 $$;
 
@@ -431,8 +431,10 @@ begin
     perform ducto_private.unknown_metric(p_usage, ducto_private.known_fields() || p_terms.metrics);
   end if;
   if p_usage @? p_terms.misfits then
-    perform ducto_private.invalid(ducto_private.misfit(p_terms.cached, p_usage),
-      'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.');
+    perform ducto_private.invalid(m.misfit,
+      'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.',
+      m.counts)
+    from ducto_private.misfit(p_terms.cached, p_usage) as m;
   end if;
   v_quote.version := p_terms.version;
   v_quote.plan_id := nullif(p_terms.plan_id, '');
@@ -454,7 +456,10 @@ begin
     v_path := v_price.section || '.' || v_price.key;
     v_quote.model_credits := ducto_private.price_part(v_price, p_usage, p_terms.factor);
     v_most := v_quote.model_credits;
-    v_covers := v_covers || v_price.covers;
+    -- A flat price charges all counts of a request, which needs a model: without one it charges none.
+    if v_quote.model_credits <> 0 or v_model not in ('', 'none') or p_usage ? 'requests' or 'unread' <> all (v_price.covers) then
+      v_covers := v_covers || v_price.covers;
+    end if;
     if v_quote.model_credits < 0 then
       v_quote := ducto_private.negative_price(v_quote, v_path, p_terms.unpriced = 'warn');
       v_quote.model_credits := 0;
@@ -564,7 +569,8 @@ begin
       using errcode = '22003', hint = 'Check the formula and the usage.';
   end if;
   if v_model not in ('', 'none') and 'requests' <> all (v_covers) and (v_quote.cost = 0 or p_usage - 'model' = '{}')
-    and not (p_usage - 'model' - 'provider_cost') @? 'strict $.* ? (@.type() <> "number" || @ > 0)'
+    and not (p_usage - 'model' - 'provider_cost') @? 'strict $.* ? (@ > 0 || @.type() == "string"
+      || @.type() == "array" && @.size() > 0 || @.type() == "object" && exists (@.keyvalue() ? (@.value > 0)))'
   then
     v_quote.warnings := v_quote.warnings || '{no_usage}'::text[];
   end if;

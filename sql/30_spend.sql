@@ -51,6 +51,7 @@ begin
     v_first.call := 'deduct';
     v_first.usage := v_row.usage;
     v_first.final := true;
+    v_first.occurred_at := v_row.occurred_at;
     v_fingerprint := ducto_private.fingerprint(v_first);
   end if;
   if v_fingerprint is distinct from ducto_private.fingerprint(p_request) then
@@ -100,14 +101,8 @@ as $$
 declare
   v_quote ducto_private.quote;
 begin
-  if p_request.occurred_at is not null then
-    if p_request.occurred_at < p_now - interval '90 days' or p_request.occurred_at > p_now + interval '5 minutes' then
-      perform ducto_private.invalid(
-        format('p_occurred_at must be within the last 90 days, not %s', p_request.occurred_at),
-        format('It is %s now; leave it out for what happened just now.', p_now));
-    elsif p_hold_model is null and p_request.occurred_at < p_now then
-      p_terms := ducto_private.find_terms(ducto_private.version_at(p_request.occurred_at), p_terms.plan_id, p_now);
-    end if;
+  if p_hold_model is null and p_request.occurred_at < p_now then
+    p_terms := ducto_private.find_terms(ducto_private.version_at(p_request.occurred_at), p_terms.plan_id, p_now);
   end if;
   if p_request.amount is not null then
     v_quote.cost := p_request.amount;
@@ -295,6 +290,13 @@ begin
               end if;
             end if;
           end if;
+          if v_request.occurred_at not between v_now - interval '90 days' and v_now + interval '5 minutes' then
+            v_error := 'invalid_argument';
+            exit decide when v_request.batched;
+            perform ducto_private.invalid(
+              format('p_occurred_at must be within the last 90 days, not %s', v_request.occurred_at),
+              format('It is %s now; leave it out for what happened just now.', v_now));
+          end if;
           if v_is_new or v_account.kind = 'team' or v_request.member_id is not null then
             if v_is_new and v_new_terms.version is null then
               perform ducto_private.find_terms(null, null, v_now);
@@ -389,7 +391,7 @@ begin
           then
             v_cost := ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor;
             if v_cost <= 0 then
-              v_cost := case when v_request.usage @? 'strict $.* ? (@ > 0)' then 0 end;
+              v_cost := case when v_model not in ('', 'none') and v_request.usage @? 'strict $.* ? (@ > 0)' then 0 end;
             end if;
           end if;
           if v_cost is null or v_cost > 9223372036854775807 then

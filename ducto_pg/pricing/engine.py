@@ -129,8 +129,11 @@ class PricingEngine:
         def credits(price: _Price, calls: int | None = None) -> Decimal:
             values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
             value = price.formula.evaluate(values, metrics.model or "", price.path)
-            charged.update(price.covers)
             parts[price.path] = multiply(value, factor)
+            # A flat price charges all counts of a request, which needs a model: without one it charges none.
+            flat = coverage.UNREAD in price.covers and "requests" not in metrics.model_fields_set
+            if parts[price.path] or not flat or (metrics.model or "") not in NO_MODEL:
+                charged.update(price.covers)
             return parts[price.path]
 
         resolved, price = self._model_price(metrics, terms.overrides)
@@ -201,8 +204,8 @@ class PricingEngine:
         for parts, whole in limits(self._config.cached):
             count, most = sum(getattr(metrics, part) for part in parts.split(" + ")), getattr(metrics, whole)
             if count > most:
-                message = f"{parts} is {count}, more than the {most} {whole} that it is a part of"
-                raise InvalidArgumentError(message, hint=hint)
+                message = f"{parts} is more than the {whole} that it is a part of"
+                raise InvalidArgumentError(message, detail=f"{count} of {most}", hint=hint)
 
     def _check_charged(self, metrics: UsageMetrics, charged: Collection[str]) -> None:
         """That each count is charged by a formula, or free."""

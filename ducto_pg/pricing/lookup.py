@@ -8,16 +8,37 @@ from string import ascii_lowercase, ascii_uppercase
 DEFAULT = "_default"
 NO_MODEL = ("", "none")
 
-_RESTS = {
-    # Only dates and revisions, as providers append them to the name of a model.
-    "dated": re.compile(
-        r"([-@:/_]([0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{8}|[0-9]{6}|[0-9]{3,4}|[0-9]{2}-[0-9]{2}([0-9]{2})?"
-        r"|v[0-9]+(:[0-9]+)?|latest))+"
-    ),
-    "prefix": re.compile("[-@:/_].*", re.DOTALL),
-    "exact": re.compile(r"(?!)"),
-}
+_SEPARATORS = "-@:/_"
+# Dates and revisions, as providers append them to the name of a model. One may begin another, so each is tried by
+# itself: as one pattern they would take a time exponential in the length of an unlucky name.
+_DATED = [
+    re.compile(pattern)
+    for pattern in (
+        "[0-9]{4}-[0-9]{2}-[0-9]{2}",
+        "[0-9]{8}",
+        "[0-9]{6}",
+        "[0-9]{4}",
+        "[0-9]{3}",
+        "[0-9]{2}-[0-9]{4}",
+        "[0-9]{2}-[0-9]{2}",
+        "v[0-9]+:[0-9]+",
+        "v[0-9]+",
+        "latest",
+    )
+]
 LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
+
+
+def allows_rest(match: str, name: str, start: int) -> bool:
+    """Whether a config's match allows the rest of a name, after a key: dates and revisions, anything after a
+    separator, or nothing."""
+    if match == "prefix":
+        return name[start : start + 1] in tuple(_SEPARATORS)
+    ends = {start}
+    for place in range(start, len(name) if match == "dated" else start):
+        if place in ends and name[place] in _SEPARATORS:
+            ends.update(found.end() for item in _DATED if (found := item.match(name, place + 1)))
+    return start < len(name) in ends
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Lookup:
         if self.aliases and (other := self._by_alias(name, keys)) and other != DEFAULT:
             return other
         for end in range(len(name) - 1, 0, -1):
-            if (key := name[:end]) in keys and key != DEFAULT and _RESTS[self.match].fullmatch(name, end):
+            if (key := name[:end]) in keys and key != DEFAULT and allows_rest(self.match, name, end):
                 return key
         return None
 
@@ -59,7 +80,7 @@ class Lookup:
         start = name.find(text)
         while start >= 0 and (start == 0 or alias.startswith("*")):
             end = start + len(text)
-            if (end == len(name) or _RESTS[self.match].fullmatch(name, end)) if whole else end < len(name):
+            if (end == len(name) or allows_rest(self.match, name, end)) if whole else end < len(name):
                 return end
             start = name.find(text, start + 1)
         return None
