@@ -75,7 +75,7 @@ class Prices:
             | {"factor": plan.factor}
             for name, plan in self.plans.items()
         }
-        config = {
+        config: dict[str, Any] = {
             "match": "prefix",
             "models": formulas(self.rates),
             "metrics": {"points": 0},

@@ -70,7 +70,6 @@ class Prices:
             "models": {"m": formula, "_default": f"input_tokens * {self.rate} + {self.number}"},
             "tools": {"browse": f"tool_calls * {self.number}"},
             "fixed": {"job": 1000 + self.number},
-            "free": ["input_tokens", "output_tokens"],
             "min_balance": 0,
             "low_balance": 0,
             "rounding": self.rounding,
