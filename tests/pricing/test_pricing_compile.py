@@ -676,7 +676,7 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
     for user, plan in plans.items():
         manager.add_credits(user, MOST)
         manager.set_user_plan(user, plan)
-    costs, seen = set(), Counter[str]()
+    costs, seen = set[str | None](), Counter[str]()
     # As many more as it takes to see some prices of a config that refuses much.
     for tried in range(3000):
         if tried >= 250 and len(costs) > 10:
