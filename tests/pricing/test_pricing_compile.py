@@ -170,7 +170,7 @@ def compare(conn: Connection, seed: int, configs: int, usages: int) -> None:
 
 
 def config_of(**parts: Any) -> PricingConfigData:
-    return load({"match": "prefix", "models": {"gpt-4": "input_tokens * 2", "_default": "input_tokens"}} | parts)
+    return load({"models": {"gpt-4": "input_tokens * 2", "_default": "input_tokens"}} | parts)
 
 
 def formula_functions(conn: Connection) -> list[tuple[Any, ...]]:
@@ -676,8 +676,7 @@ def test_a_charge_costs_what_the_parts_do(conn: Connection, seed: int) -> None:
     for user, plan in plans.items():
         manager.add_credits(user, MOST)
         manager.set_user_plan(user, plan)
-    costs: set[str | None] = set()
-    seen = Counter[str]()
+    costs, seen = set[str | None](), Counter[str]()
     # As many more as it takes to see some prices of a config that refuses much.
     for tried in range(3000):
         if tried >= 250 and len(costs) > 10:
