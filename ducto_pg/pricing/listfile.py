@@ -46,7 +46,9 @@ def updated(
     new = _HEADER.sub("", text).lstrip("\n") if text else "version: 1\n"
     if old and old.cached == "beside":
         raise DuctoError("this list says cached: beside, and the catalogue counts cached input inside")
-    if factor is not None and factor != (old.factor if old else 1):
+    if old is None:
+        new = replace(new, "factor", f"{trim_scale(factor or Decimal(1)):f}")
+    elif factor is not None and factor != old.factor:
         _check_factor(old, prices, imported=command_of(text) is not None)
         new = replace(new, "factor", f"{trim_scale(factor):f}")
     before: Mapping[str, str] = getattr(old, section) if old else {}
@@ -59,7 +61,8 @@ def updated(
         fresh = {alias: key for alias, key in prices.aliases.items() if alias.translate(LOWER) not in known}
         new = write(new, "aliases", {alias: scalar(key) for alias, key in fresh.items()})
     now = _load(new)
-    if any(getattr(now, section).get(key) != line for key, line in prices.models.items()):
+    changes = {name: getattr(now, name) for name in ("factor", "metrics", "aliases")}
+    if now != (old or now).model_copy(update={**changes, section: {**before, **prices.models}}):
         raise DuctoError(_FORM)
     return _header(arguments, source, section) + "\n" + new
 
@@ -70,12 +73,13 @@ def _header(arguments: Sequence[str], source: str, section: str) -> str:
     money = "`factor` makes them credits" if section == "models" else "only `spend_margin` reads them"
     return (
         f"# Made by `{COMMAND}` from {source}:\n#\n{command}\n#\n"
-        f"# The lines under `{section}` that this command names are in USD; {money}. All else is written by hand.\n"
+        f"# The `{section}` that it names, their aliases and metrics are the catalogue's, in USD; {money}.\n"
+        "# All else is written by hand.\n"
     )
 
 
-def _check_factor(old: PricingConfigData | None, prices: PriceList, *, imported: bool) -> None:
-    if old is None or imported:
+def _check_factor(old: PricingConfigData, prices: PriceList, *, imported: bool) -> None:
+    if imported:
         return
     plans = (old.plans or {}).values()
     texts = [old.models.keys() - prices.models.keys(), old.tools, old.search, old.cache]

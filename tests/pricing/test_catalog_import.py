@@ -409,6 +409,10 @@ def test_a_list_in_money_with_a_factor(run: Run) -> None:
     assert PricingEngine(config).calculate({"model": "gpt-5", "input_tokens": 1_000_000}).total == Decimal("162.5")
 
 
+def test_a_list_without_a_factor_says_so(run: Run) -> None:
+    assert "\nfactor: 1\n" in run("--provider openai --model gpt-5")[1]
+
+
 def test_models_are_chosen_by_pattern_and_by_other_names(run: Run) -> None:
     assert load(run("--provider openai --model gpt-5-n* --model o4-mini-high")[1]).models.keys() == {
         "gpt-5-nano",
@@ -513,6 +517,7 @@ BAD = [
     ("--provider openai --model gpt-5 --update list.json", "only a YAML file with a line for each key"),
     ("--provider openai --model gpt-5 --update beside.yaml", "says cached: beside"),
     ("--provider openai --model gpt-5 --update anchors.yaml", "does not let it be updated"),
+    ("--provider openai --model gpt-5 --update merged.yaml", "does not let it be updated"),
 ]
 
 
@@ -526,6 +531,7 @@ def test_bad_input_is_a_clear_error(run: Run, line: str, said: str) -> None:
     Path("list.json").write_text('{"models": {"mine": "input_tokens"}}')
     Path("beside.yaml").write_text("cached: beside\nmodels:\n  mine: input_tokens\n")
     Path("anchors.yaml").write_text("models:\n  mine: &a input_tokens\n  gpt-5: *a\n")
+    Path("merged.yaml").write_text("models:\n  gpt-5: &a input_tokens\n  mine: *a\n")
     before = {path: path.read_text() for path in Path().iterdir()}
     code, out, err = run(line)
     assert (code, out, err.count("\n")) == (1, "", 1)
