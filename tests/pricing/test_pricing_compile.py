@@ -14,7 +14,8 @@ from formulas import METRICS, VARIABLES, Formulas, fitting
 
 from ducto_pg import CreditManager, exactjson
 from ducto_pg.errors import DuctoError
-from ducto_pg.models import PricingConfigData
+from ducto_pg.formula.fields import limits
+from ducto_pg.models import PricingConfigData, UsageMetrics
 from ducto_pg.pricing import publish as pricing
 from ducto_pg.pricing.config import load
 from ducto_pg.pricing.engine import PricingEngine
@@ -726,3 +727,11 @@ def test_a_charge_asks_for_the_parts_only_where_it_must(conn: Connection) -> Non
         ("ann", '{"model": "half", "input_tokens": 3, "output_tokens": 1}', None),
     ]:
         assert charge(conn, user, usage)[-1 if cost else 0] == (cost or "42883"), usage
+
+
+@pytest.mark.parametrize("cached", ["inside", "beside"])
+def test_sql_and_python_know_the_same_fields_and_parts(conn: Connection, cached: str) -> None:
+    (known,) = conn.execute("select ducto_private.known_fields()").fetchone() or ()
+    assert sorted(known) == sorted(UsageMetrics.model_fields)
+    found = conn.execute("select l.part, l.whole from ducto_private.part_limits(%s) as l", [cached]).fetchall()
+    assert found == limits(cached)

@@ -336,7 +336,7 @@ def test_python_refuses_what_json_cannot_say() -> None:
 
 def test_floats_that_are_no_counts_are_what_they_were_written_as() -> None:
     assert read({**CHAT, "cost": 0.00019199999999999998}).provider_cost == Decimal("0.00019199999999999998")
-    assert read({"seconds": 8.5}).model_extra == {"audio_seconds": Decimal("8.5")}
+    assert read({"seconds": 8.5}).audio_seconds == Decimal("8.5")
     assert read({**CHAT, "queue_time": 0.25}) == read(CHAT)
     assert read({"usage": {"billed_units": {"input_tokens": 7.0}}}).input_tokens == 7
 

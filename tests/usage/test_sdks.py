@@ -163,5 +163,5 @@ def test_objects_of_the_sdks_are_read() -> None:
     for body in (chat, claude, google, mistral.UsageInfo(prompt_tokens=9, completion_tokens=4, total_tokens=13)):
         assert (read(body).input_tokens, read(body).output_tokens) == (9, 4)
     assert read(google).model == "g"
-    assert read(google).model_extra == {"input_audio_tokens": 9}
-    assert read({"usage": audio.transcription.UsageDuration(seconds=8.5, type="duration")}).model_extra
+    assert read(google).input_audio_tokens == 9
+    assert read({"usage": audio.transcription.UsageDuration(seconds=8.5, type="duration")}).audio_seconds
