@@ -1,0 +1,113 @@
+"""Usage of an earlier time: the price of that time, all else of the call."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from conftest import Clock, Connection
+
+from ducto_pg import CreditManager
+from ducto_pg.errors import InvalidArgumentError
+
+NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
+USAGE = {"model": "m", "input_tokens": 10}
+
+
+@pytest.fixture
+def credits(conn: Connection, clock: Clock) -> Iterator[CreditManager]:
+    """A shop whose price rose on 1 March, when it also began to round up; an account with 1,000 credits."""
+    manager = CreditManager(conn)
+    clock.set(datetime(2026, 1, 10, tzinfo=UTC))
+    manager.publish_pricing({"models": {"m": "input_tokens * 0.25"}, "min_balance": 0})
+    clock.set(datetime(2026, 3, 1, tzinfo=UTC))
+    manager.publish_pricing({"models": {"m": "input_tokens * 0.55"}, "min_balance": 0, "rounding": "up"})
+    clock.set(NOW)
+    manager.add_credits("u", 1000)
+    yield manager
+    assert manager.verify_ledger() == []
+
+
+@pytest.mark.parametrize(
+    ("when", "version", "cost", "amount"),
+    [
+        (datetime(2026, 1, 10, tzinfo=UTC), 1, "2.50", -3),
+        (datetime(2026, 2, 28, 23, 59, tzinfo=UTC), 1, "2.50", -3),
+        (datetime(2026, 3, 1, tzinfo=UTC), 2, "5.50", -6),
+        (NOW + timedelta(minutes=5), 2, "5.50", -6),
+        (None, 2, "5.50", -6),
+    ],
+)
+def test_the_price_is_that_of_then_and_the_rounding_that_of_now(
+    credits: CreditManager, when: datetime | None, version: int, cost: str, amount: int
+) -> None:
+    charge = credits.deduct("u", USAGE, occurred_at=when)
+    assert (charge.cost, charge.amount) == (Decimal(cost), amount)
+    row = credits.get_transaction(charge.transaction_id)
+    assert (row.pricing_version, row.rounding, row.occurred_at) == (version, "up", when)
+    assert row.created_at == NOW
+    explained = credits.explain_transaction(charge.transaction_id)
+    assert (explained.cost, explained.rounding, explained.parts["model_credits"]) == (
+        Decimal(cost),
+        "up",
+        Decimal(cost),
+    )
+    hold = credits.reserve("u", USAGE, occurred_at=when)
+    assert hold.amount == -amount
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        (NOW - timedelta(days=90, seconds=1), "within the last 90 days"),
+        (NOW + timedelta(minutes=5, seconds=1), "within the last 90 days"),
+        (datetime(2026, 1, 9, 23, tzinfo=UTC), "no pricing version was active"),
+    ],
+)
+def test_other_times_are_misuse(credits: CreditManager, when: datetime, words: str) -> None:
+    for ask in (
+        lambda: credits.deduct("u", USAGE, occurred_at=when),
+        lambda: credits.reserve("u", USAGE, occurred_at=when),
+        lambda: credits.deduct_credits("u", 1, occurred_at=when),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            ask()
+    (answer,) = credits.deduct_batch([{"user_id": "u", "metrics": USAGE, "occurred_at": when.isoformat()}])
+    assert (answer.error, answer.balance_after) == ("invalid_argument", 1000)
+
+
+def test_an_element_of_a_batch_says_it_alike(credits: CreditManager) -> None:
+    elements = [
+        {"user_id": "u", "metrics": USAGE, "occurred_at": "2026-02-01T00:00:00Z"},
+        {"user_id": "u", "metrics": USAGE},
+        {"user_id": "u", "metrics": USAGE, "occurred_at": "yesterday"},
+        {"user_id": "u", "metrics": USAGE, "occurred_at": 5},
+    ]
+    answers = credits.deduct_batch(elements)
+    assert [(answer.cost, answer.error) for answer in answers] == [
+        (Decimal("2.50"), None),
+        (Decimal("5.50"), None),
+        (Decimal(0), "invalid_argument"),
+        (Decimal(0), "invalid_argument"),
+    ]
+
+
+def test_with_a_hold_its_version_stands(credits: CreditManager) -> None:
+    hold = credits.reserve("u", USAGE)
+    settled = credits.deduct(
+        "u", USAGE, reservation_id=hold.reservation_id, occurred_at=datetime(2026, 2, 1, tzinfo=UTC)
+    )
+    assert (settled.cost, settled.warnings) == (Decimal("5.50"), [])
+    held = credits.reserve("u", USAGE)
+    with pytest.raises(InvalidArgumentError, match="within the last 90 days"):
+        credits.deduct("u", USAGE, reservation_id=held.reservation_id, occurred_at=NOW - timedelta(days=91))
+    assert credits.get_reservation(held.reservation_id).status == "active"
+
+
+def test_it_is_part_of_the_request(credits: CreditManager) -> None:
+    when = datetime(2026, 2, 1, tzinfo=UTC)
+    first = credits.deduct("u", USAGE, "k", occurred_at=when)
+    again = credits.deduct("u", USAGE, "k", occurred_at=when)
+    assert again.model_copy(update={"idempotent": False}) == first
+    assert again.idempotent
+    assert credits.deduct("u", USAGE, "k").error == "idempotency_conflict"
