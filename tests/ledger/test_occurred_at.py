@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from conftest import Clock, Connection
@@ -77,7 +78,7 @@ def test_other_times_are_misuse(credits: CreditManager, when: datetime, words: s
 
 
 def test_an_element_of_a_batch_says_it_alike(credits: CreditManager) -> None:
-    elements = [
+    elements: list[dict[str, Any]] = [
         {"user_id": "u", "metrics": USAGE, "occurred_at": "2026-02-01T00:00:00Z"},
         {"user_id": "u", "metrics": USAGE},
         {"user_id": "u", "metrics": USAGE, "occurred_at": "yesterday"},

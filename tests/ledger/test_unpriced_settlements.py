@@ -100,7 +100,7 @@ def test_a_part_charges_nothing_and_keeps_the_hold(credits: CreditManager, name:
     usage, _, _, reason = TABLE[name]
     hold = credits.reserve("u", {"model": "m", "input_tokens": 100}).reservation_id
     part = credits.deduct("u", usage, reservation_id=hold, final=False)
-    assert (part.cost, part.amount, part.warnings) == (0, 0, ["priced_by_hold"])
+    assert (part.cost, part.amount, part.warnings) == (Decimal(0), 0, ["priced_by_hold"])
     kept = credits.get_reservation(hold)
     assert (kept.status, kept.amount) == ("active", 100)
     assert told(credits) == [reason]
