@@ -113,6 +113,12 @@ comment on column ducto_private.activations.starts_at is '-infinity for an immed
 comment on column ducto_private.activations.ends_at is
   'It is active from starts_at until before this, and never where this is no later; -infinity once it was taken back.';
 
+-- A count that cannot be above another, of which it is a part.
+create type ducto_private.part_limit as (
+  part text,
+  whole text
+);
+
 -- The exact price of a usage, by part.
 create type ducto_private.quote as (
   version integer,

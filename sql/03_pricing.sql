@@ -316,7 +316,7 @@ $$;
 
 -- Each count that is a part of another, and that one: it cannot be above it. Cached input that is counted beside the input is no
 -- part of it.
-create or replace function ducto_private.part_limits(p_cached text) returns table (part text, whole text)
+create or replace function ducto_private.part_limits(p_cached text) returns setof ducto_private.part_limit
 language sql immutable parallel safe
 as $$
   select w.part, w.whole
@@ -342,20 +342,20 @@ as $$
 $$;
 
 -- The first part of a usage that is above its whole, in words, and both counts.
-create or replace function ducto_private.misfit(p_cached text, p_usage jsonb, out misfit text, out counts text)
+create or replace function ducto_private.misfit(p_cached text, p_usage jsonb) returns text[]
 language plpgsql stable parallel safe
 as $$
 begin
-  select format('%s is more than the %s that it is a part of', l.part, l.whole), format('%s of %s', c.count, w.count)
-  into misfit, counts
-  from ducto_private.part_limits(p_cached) as l
-  cross join lateral (
-    select sum(coalesce((p_usage -> p.name)::numeric, 0)) as count
-    from unnest(string_to_array(l.part, ' + ')) as p (name)
-  ) as c
-  cross join lateral (select coalesce((p_usage -> l.whole)::numeric, 0) as count) as w
-  where c.count > w.count
-  limit 1;
+  return (
+    select array[format('%s is more than the %s that it is a part of', l.part, l.whole), format('%s of %s', c.count, w.count)]
+    from ducto_private.part_limits(p_cached) as l
+    cross join lateral (
+      select sum(coalesce((p_usage -> p.name)::numeric, 0)) as count
+      from unnest(string_to_array(l.part, ' + ')) as p (name)
+    ) as c
+    cross join lateral (select coalesce((p_usage -> l.whole)::numeric, 0) as count) as w
+    where c.count > w.count
+    limit 1);
 end
 $$;
 
@@ -431,10 +431,10 @@ begin
     perform ducto_private.unknown_metric(p_usage, ducto_private.known_fields() || p_terms.metrics);
   end if;
   if p_usage @? p_terms.misfits then
-    perform ducto_private.invalid(m.misfit,
+    perform ducto_private.invalid(m.words[1],
       'input_tokens and output_tokens count all, their parts included: see ducto.read_usage(), or say cached: beside in the config.',
-      m.counts)
-    from ducto_private.misfit(p_terms.cached, p_usage) as m;
+      m.words[2])
+    from ducto_private.misfit(p_terms.cached, p_usage) as m (words);
   end if;
   v_quote.version := p_terms.version;
   v_quote.plan_id := nullif(p_terms.plan_id, '');

@@ -371,7 +371,7 @@ begin
   else
     v_names := array(select k.name from jsonb_object_keys(v_fields -> 'names') as k (name) order by k.name collate "C");
     perform ducto_private.invalid(format('unknown API ''%s''', left(p_api, 100)),
-      ducto_private.did_you_mean(p_api, v_names, format('Use one of: %s.', array_to_string(v_names, ', '))));
+      ducto_private.did_you_mean(left(p_api, 100), v_names, format('Use one of: %s.', array_to_string(v_names, ', '))));
   end if;
 
   foreach v_name in array v_names loop

@@ -50,7 +50,7 @@ def read_body(
     if api is not None and api not in fields["names"]:
         from ducto_pg.spelling import nearest
 
-        close = nearest(api, fields["names"])
+        close = nearest(api[:100], fields["names"])
         known = ", ".join(sorted(fields["names"]))
         _refuse(f"unknown API '{api[:100]}'", f"did you mean {close}?" if close else f"Use one of: {known}.")
     wanted = every if api is None else fields["names"][api]

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ Ask = Callable[..., tuple[Any, Any]]
 
 CLIENTS = ["postgrest-js", "supabase-js", "python postgrest", "python supabase"]
 FAR = "2099-01-01T00:00:00+00:00"
+SOON = (datetime.now(UTC) + timedelta(minutes=3)).isoformat()  # counts as now
 LONG_AGO = "2001-01-01T00:00:00+00:00"
 PRICES: dict[str, Any] = {
+    "aliases": {"gpt-4o": "gpt"},
     "models": {
         "any": "points",
         "gpt": "input_tokens * 0.25",
@@ -47,7 +50,7 @@ def call(name: str, label: str = "", /, **arguments: Any) -> tuple[str, str, Arg
     return name, label, {key.rstrip("_"): value for key, value in arguments.items()}
 
 
-STATISTICS = ("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "top_users")
+STATISTICS = ("spend_by_user", "spend_by_model", "spend_margin", "daily_spend", "aggregate_stats", "top_users")
 STEPS = [
     call("version"),
     call("get_active_pricing"),
@@ -92,6 +95,7 @@ STEPS = [
     call("set_user_plan", user_id="bob"),
     call("calculate_cost", metrics=USAGE),
     call("calculate_cost", metrics=USAGE, user_id="alice", version=1),
+    call("calculate_cost", metrics=USAGE, plan_id="pro"),
     call(
         "read_usage",
         body={"model": "any", "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
@@ -248,6 +252,15 @@ STEPS = [
     ),
     call("deduct_team_credits", team_id="crew", user_id="alice", amount=1),
     call("deduct_team_credits", team_id="crew", user_id="carol", amount=1),
+    call("reserve", user_id="alice", metrics=USAGE, occurred_at=SOON),
+    call("reserve_credits", user_id="alice", amount=0, occurred_at=SOON),
+    call("reserve_team", team_id="crew", user_id="alice", metrics=USAGE, occurred_at=SOON),
+    call("reserve_team_credits", team_id="crew", user_id="alice", amount=0, occurred_at=SOON),
+    call("deduct", user_id="alice", metrics=USAGE, occurred_at=SOON),
+    call("deduct_credits", user_id="alice", amount=0, occurred_at=SOON),
+    call("deduct_fixed", user_id="alice", job_name="report", occurred_at=SOON),
+    call("deduct_team", team_id="crew", user_id="alice", metrics=USAGE, occurred_at=SOON),
+    call("deduct_team_credits", team_id="crew", user_id="alice", amount=0, occurred_at=SOON),
     call("remove_team_member", team_id="crew", user_id="bob"),
     call("remove_spend_cap", user_id="alice", cap_type="daily"),
     call("remove_spend_cap", user_id="alice", cap_type="monthly", model="any"),

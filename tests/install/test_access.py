@@ -32,7 +32,7 @@ CALL = {
     *("get_user_plan", "check_allowance", "check_feature", "check_spend_cap", "list_spend_caps"),
     *("get_team", "get_team_balance", "get_team_members"),
     *("reserve_team", "reserve_team_credits", "deduct_team", "deduct_team_credits"),
-    *("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "top_users"),
+    *("spend_by_user", "spend_by_model", "spend_margin", "daily_spend", "aggregate_stats", "top_users"),
 }
 ADMIN = CALL | {
     *("activate_pricing", "unschedule_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
@@ -263,6 +263,8 @@ class TestNoWayIn:
 # Prices whose every name needs quoting.
 ODD = "it's a \\'model\\' \\"
 PRICES: dict[str, Any] = {
+    "match": "prefix",
+    "free": ["input_tokens", "output_tokens"],
     "models": {
         ODD: "input_tokens * 0.01 + output_tokens / 30",
         "back\\slash": "input_tokens // 7 + (1 if 'a\\\\' in model else 0)",
@@ -397,6 +399,7 @@ def spend(
     )
     note([row for row in manager.spend_by_user(start, end) if row.user_id == user])
     note(manager.spend_by_model(start, end))
+    note(manager.spend_margin(start, end))
     note(manager.daily_spend(start, end))
     note(manager.top_users(1, start, end))
     note(manager.aggregate_stats(start, end))

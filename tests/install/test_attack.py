@@ -359,6 +359,7 @@ USUAL = {
     "p_transaction_id": "x",
     "p_user_id": "mallory",
     "p_version": 1,
+    "p_body": '{"prompt_tokens": 3}',
 }
 
 

@@ -25,7 +25,7 @@ p_paid_currency text = null, p_reference text = null) -> add_credits_result
 volatile add_team_member(p_team_id text, p_user_id text, p_role text = 'member', p_spend_cap bigint = null, \
 p_spend_cap_period text = 'lifetime') -> add_team_member_result
 stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null) -> aggregate_stats_row
-stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null) -> cost_breakdown
+stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null, p_plan_id text = null) -> cost_breakdown
 stable check_allowance(p_user_id text) -> allowance_result
 stable check_feature(p_user_id text, p_feature text) -> check_feature_result
 stable check_spend_cap(p_user_id text, p_model text = null, p_amount bigint = 0) -> cap_check_result
@@ -35,13 +35,13 @@ stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> seto
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
 p_reservation_id text = null, p_final boolean = true) -> deduction_result
 volatile deduct_batch(p_charges jsonb) -> setof deduction_result
-volatile deduct_credits(p_user_id text, p_amount bigint, p_reservation_id text = null, p_idempotency_key text = null, \
+volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = null, \
 p_metadata jsonb = null, p_model text = null, p_final boolean = true) -> deduction_result
 volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, \
 p_metadata jsonb = null) -> deduction_result
 volatile deduct_team(p_team_id text, p_user_id text, p_metrics jsonb, p_idempotency_key text = null, \
 p_metadata jsonb = null, p_reservation_id text = null, p_final boolean = true) -> team_deduction_result
-volatile deduct_team_credits(p_team_id text, p_user_id text, p_amount bigint, p_reservation_id text = null, \
+volatile deduct_team_credits(p_team_id text, p_user_id text, p_amount numeric, p_reservation_id text = null, \
 p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, \
 p_final boolean = true) -> team_deduction_result
 volatile erase_user(p_user_id text) -> bigint
@@ -93,6 +93,7 @@ p_action text = 'deny') -> spend_cap
 volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
 stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
 stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
+stable spend_margin(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_margin
 volatile sweep_expired_credits(p_dry_run boolean = false, p_limit integer = 1000) -> sweep_result
 stable top_users(p_limit integer = 10, p_start timestamptz = null, p_end timestamptz = null) -> setof top_user_row
 volatile unschedule_pricing(p_version integer) -> pricing_config_result
