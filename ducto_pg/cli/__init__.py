@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _describe(error: Exception) -> str:
     """One line."""
     if isinstance(error, NotInstalledError):
-        return (
-            "the database that you named does not have ducto_pg, or an older one: name another, or run ducto-pg setup"
-        )
+        return "this database does not have ducto_pg, or an older one: name another, or run ducto-pg setup"
     text = str(error)
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         text = "\n".join(filter(None, (error.diag.message_primary, error.diag.message_detail, error.diag.message_hint)))
