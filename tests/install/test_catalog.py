@@ -20,34 +20,37 @@ RPCS = """
 volatile ack_events(p_ids text[]) -> bigint
 volatile activate_pricing(p_version integer, p_at timestamptz = null) -> pricing_config_result
 volatile add_credits(p_user_id text, p_amount bigint, p_type text = 'adjustment', p_metadata jsonb = null, \
-p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, \
-p_paid_currency text = null, p_reference text = null) -> add_credits_result
+p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, p_paid_currency text = \
+null, p_reference text = null) -> add_credits_result
 volatile add_team_member(p_team_id text, p_user_id text, p_role text = 'member', p_spend_cap bigint = null, \
 p_spend_cap_period text = 'lifetime') -> add_team_member_result
 stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null) -> aggregate_stats_row
-stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null, p_plan_id text = null) -> cost_breakdown
+stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null, p_plan_id text = null) -> \
+cost_breakdown
 stable check_allowance(p_user_id text) -> allowance_result
 stable check_feature(p_user_id text, p_feature text) -> check_feature_result
 stable check_spend_cap(p_user_id text, p_model text = null, p_amount bigint = 0) -> cap_check_result
-volatile create_team(p_name text, p_initial_balance bigint = 0, p_idempotency_key text = null, \
-p_team_id text = null) -> create_team_result
+volatile create_team(p_name text, p_initial_balance bigint = 0, p_idempotency_key text = null, p_team_id text = null) \
+-> create_team_result
 stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> setof daily_spend_row
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
-p_reservation_id text = null, p_final boolean = true) -> deduction_result
+p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> deduction_result
 volatile deduct_batch(p_charges jsonb) -> setof deduction_result
-volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = null, \
-p_metadata jsonb = null, p_model text = null, p_final boolean = true) -> deduction_result
-volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, \
-p_metadata jsonb = null) -> deduction_result
-volatile deduct_team(p_team_id text, p_user_id text, p_metrics jsonb, p_idempotency_key text = null, \
-p_metadata jsonb = null, p_reservation_id text = null, p_final boolean = true) -> team_deduction_result
+volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = \
+null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
+deduction_result
+volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, p_metadata jsonb = null, \
+p_occurred_at timestamptz = null) -> deduction_result
+volatile deduct_team(p_team_id text, p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb \
+= null, p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
+team_deduction_result
 volatile deduct_team_credits(p_team_id text, p_user_id text, p_amount numeric, p_reservation_id text = null, \
-p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, \
-p_final boolean = true) -> team_deduction_result
+p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at \
+timestamptz = null) -> team_deduction_result
 volatile erase_user(p_user_id text) -> bigint
 stable explain_transaction(p_transaction_id text, p_user_id text = null) -> explanation
-volatile extend_reservation(p_reservation_id text, p_add_amount bigint = 0, p_ttl_seconds integer = null, \
-p_user_id text = null, p_idempotency_key text = null) -> reserve_result
+volatile extend_reservation(p_reservation_id text, p_add_amount bigint = 0, p_ttl_seconds integer = null, p_user_id \
+text = null, p_idempotency_key text = null) -> reserve_result
 volatile fetch_events(p_limit integer = 100, p_lease_seconds integer = 60) -> setof event
 stable get_active_pricing() -> pricing_config_result
 stable get_balance(p_user_id text, p_at timestamptz = null) -> balance_result
@@ -59,11 +62,11 @@ stable get_team_balance(p_team_id text) -> team_balance_result
 stable get_team_members(p_team_id text) -> setof team_member
 stable get_transaction(p_transaction_id text, p_user_id text = null) -> transaction
 stable get_user_plan(p_user_id text) -> get_user_plan_result
-stable list_reservations(p_user_id text, p_active boolean = true, p_limit integer = 50, \
-p_before timestamptz = null) -> setof reservation
+stable list_reservations(p_user_id text, p_active boolean = true, p_limit integer = 50, p_before timestamptz = null) \
+-> setof reservation
 stable list_spend_caps(p_user_id text) -> setof spend_cap
-stable list_transactions(p_user_id text, p_limit integer = 50, p_before bigint = null, p_type text = null, \
-p_from timestamptz = null, p_to timestamptz = null) -> setof transaction
+stable list_transactions(p_user_id text, p_limit integer = 50, p_before bigint = null, p_type text = null, p_from \
+timestamptz = null, p_to timestamptz = null) -> setof transaction
 stable my_balance() -> balance_result
 stable my_plan() -> get_user_plan_result
 stable my_transactions(p_limit integer = 50, p_before bigint = null) -> setof transaction
@@ -76,20 +79,21 @@ p_metadata jsonb = null, p_idempotency_key text = null) -> add_credits_result
 volatile remove_spend_cap(p_user_id text, p_cap_type text, p_model text = null) -> spend_cap
 volatile remove_team_member(p_team_id text, p_user_id text) -> add_team_member_result
 volatile reserve(p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata jsonb = null, \
-p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null) -> reserve_result
+p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_occurred_at timestamptz = \
+null) -> reserve_result
 volatile reserve_credits(p_user_id text, p_amount bigint, p_operation_type text = 'usage', p_metadata jsonb = null, \
-p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, \
-p_model text = null) -> reserve_result
-volatile reserve_team(p_team_id text, p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', \
-p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, \
-p_idempotency_key text = null) -> reserve_result
+p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_model text = null, \
+p_occurred_at timestamptz = null) -> reserve_result
+volatile reserve_team(p_team_id text, p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata \
+jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_occurred_at \
+timestamptz = null) -> reserve_result
 volatile reserve_team_credits(p_team_id text, p_user_id text, p_amount bigint, p_operation_type text = 'usage', \
 p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, \
-p_model text = null) -> reserve_result
+p_model text = null, p_occurred_at timestamptz = null) -> reserve_result
 volatile rollup_usage() -> bigint
 volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
-volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, \
-p_action text = 'deny') -> spend_cap
+volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text \
+= 'deny') -> spend_cap
 volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
 stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
 stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
