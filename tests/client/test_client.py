@@ -31,7 +31,8 @@ Connect = Callable[..., Connection]
 CONFIG = {
     "models": {"gpt-4": "input_tokens * 0.01 + output_tokens * 0.03", "_default": "input_tokens * 0.001"},
     "fixed": {"report": 7},
-    "metrics": {"images": 0},
+    "metrics": {"images": 0, "pages": 0},
+    "free": ["images", "pages"],
     "min_balance": 0,
     "plans": {"pro": {"id": "pro", "name": "Pro", "free_allowance": 10, "features": {"seats": 3, "beta": False}}},
 }
@@ -116,6 +117,7 @@ class TestDeclarations:
             "job_name",
             "idempotency_key",
             "metadata",
+            "occurred_at",
         ]
         assert all(inspect.getdoc(getattr(credits, rpc.name)) for rpc in RPCS)
         with pytest.raises(TypeError, match="usr"):
@@ -218,7 +220,7 @@ class TestRoundTrip:
         answers = credits.deduct_batch(
             [
                 {"user_id": "alice", "metrics": USAGE, "idempotency_key": "k", "metadata": {"n": Decimal("0.10")}},
-                {"user_id": "alice", "metrics": {"model": "none-such", "images": Decimal("0.10")}},
+                {"user_id": "alice", "metrics": {"model": "none-such", "pages": Decimal("0.10")}},
                 {"user_id": "alice", "amount": 1000, "model": "gpt-4"},
                 {"user_id": "alice", "job": "reprot"},
                 {"user_id": "alice", "team_id": "reds", "amount": 3},
@@ -450,7 +452,7 @@ class TestExactness:
         conn.execute("set datestyle = 'SQL, DMY'")
         assert credits.list_transactions("alice") == before[0]
         assert credits.reserve_credits("alice", 0).warnings == before[1].warnings == []
-        price = credits.calculate_cost({"model": "gpt-4", "input_tokens": 1, "images": Decimal("0.10")})
+        price = credits.calculate_cost({"model": "gpt-4", "input_tokens": 1, "pages": Decimal("0.10")})
         assert str(price.total) == "0.01"
         assert price.breakdown == {"model": "gpt-4", "input_tokens": 1, "output_tokens": 0, "tool_count": 0}
         noted = credits.add_credits("bob", 10**18, paid_amount=Decimal("0.10"), metadata={"n": Decimal("1e-20")})
@@ -525,7 +527,7 @@ class TestExactness:
             (("alice", {}), {"user_id": "bob"}, "deduct: multiple values for argument 'user_id'"),
             (("alice", {}), {"metrcs": {}}, "deduct: got an unexpected keyword argument 'metrcs'"),
             (("alice",), {"metrcs": {}}, "deduct: missing a required argument: 'metrics'"),
-            (("alice", {}, "k", None, None, True, 7), {}, "deduct: too many positional arguments"),
+            (("alice", {}, "k", None, None, True, None, 7), {}, "deduct: too many positional arguments"),
         ],
     )
     def test_a_call_with_wrong_arguments_is_named(
