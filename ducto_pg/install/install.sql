@@ -216,6 +216,7 @@ begin
       exit when v_drift = '[]';
     end loop;
     perform set_config('check_function_bodies', 'on', true);
+    v_repaired := v_repaired || ducto_private.make_formulas() || ducto_private.apply_grants();
   end if;
 
   if v_apply then
@@ -302,8 +303,6 @@ begin
     into v_made
     from ducto_private.objects as o
     where v_before ->> (o.kind || ' ' || o.name) is distinct from o.definition;
-  else
-    v_repaired := v_repaired || ducto_private.make_formulas() || ducto_private.apply_grants();
   end if;
   perform ducto_private.apply_grants({{grant_to}}, {{grant_admin_to}}, {{grant_read_to}}, {{revoke_from}});
 

@@ -353,6 +353,7 @@ class TestNewRelease:
         priced.execute("create view ducto_read.old as select 1 as one")
         priced.execute("create function ducto_private.mine() returns integer language sql as 'select 1'")
         priced.execute("select ducto_private.store_objects('{function ducto_private.mine()}')")
+        priced.execute("select ducto_private.apply_grants()")
         assert set(ducto_pg.setup(priced).repaired) == {"function ducto.old() dropped", "view ducto_read.old dropped"}
         assert told(priced) == {"function ducto_private.mine()"}
         nothing_to_do(priced)
@@ -360,7 +361,7 @@ class TestNewRelease:
     def test_an_argument_that_was_added_leaves_no_ghost(self, priced: Connection) -> None:
         ghost = "ducto_private.floor_divide(numeric)"
         priced.execute(f"create function {ghost} returns integer language sql as 'select 1'")
-        priced.execute("select ducto_private.store_objects()")
+        priced.execute("select ducto_private.store_objects(), ducto_private.apply_grants()")
         assert ducto_pg.setup(priced).repaired == [f"function {ghost} dropped"]
         nothing_to_do(priced)
 
@@ -380,6 +381,16 @@ class TestNewRelease:
         result = ducto_pg.setup(priced)
         assert {APPEND, VERSION, "view ducto_private.ledger"} <= set(result.repaired)
         assert catalog(priced) == before
+        nothing_to_do(priced)
+
+    def test_formulas_and_rights_are_named_too(self, priced: Connection) -> None:
+        formula = formulas(priced)["formula"]
+        priced.execute(f"drop function {formula}".encode())
+        priced.execute("grant select on ducto_private.accounts to public")
+        assert set(ducto_pg.setup(priced).repaired) == {
+            f"function {formula}",
+            "revoke SELECT on table ducto_private.accounts from public",
+        }
         nothing_to_do(priced)
 
     def test_another_major_version_may_write_definitions_otherwise(self, priced: Connection) -> None:
