@@ -4,6 +4,7 @@ import json
 import re
 from decimal import Decimal
 from json.encoder import encode_basestring
+from sys import int_info
 from typing import Any
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -15,8 +16,8 @@ def storable(value: str) -> bool:
 
 
 def loads(text: str | bytes) -> Any:
-    """Read JSON; NaN and Infinity, which are not JSON, raise ValueError."""
-    return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    """Read JSON; NaN and Infinity, which are not JSON, raise ValueError. A number too long for int() is a Decimal."""
+    return json.loads(text, parse_int=_whole, parse_float=Decimal, parse_constant=_refuse)
 
 
 def dumps(value: Any) -> str:
@@ -40,6 +41,10 @@ def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a JSON key must be text, not {key!r}")
     return encode_basestring(key)
+
+
+def _whole(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) < int_info.str_digits_check_threshold else Decimal(digits)
 
 
 def _refuse(number: str) -> None:

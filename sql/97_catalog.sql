@@ -36,6 +36,17 @@ as $$
   from relations as r
   where r.relkind in ('r', 'p', 'f', 'm', 'S')
   union all
+  -- Both change what our own statements see of a table.
+  select 'row security', r.name, 'forced'
+  from relations as r
+  join pg_class as c on c.oid = r.oid
+  where c.relrowsecurity and c.relforcerowsecurity
+  union all
+  select 'child table', format('%s of %s', i.inhrelid::regclass, r.name), 'inherits'
+  from relations as r
+  join pg_inherits as i on i.inhparent = r.oid
+  where r.relkind = 'r'
+  union all
   select 'column', c.relation || '.' || c.name, concat(c.type, c.attidentity, c.attgenerated)
   from columns as c
   where c.relkind <> 'c'

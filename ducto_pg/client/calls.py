@@ -192,7 +192,7 @@ def _truth(name: str, value: object) -> bool | None:
 
 
 def _time(name: str, value: object) -> datetime | None:
-    return value if isinstance(value, datetime) and value.tzinfo else None
+    return value if isinstance(value, datetime) and value.utcoffset() is not None else None
 
 
 def _object(name: str, value: object) -> str | None:
@@ -267,7 +267,8 @@ class Rpc(Call[P, T]):
             given = dict(zip(writers, args, strict=False)) | kwargs
             if len(given) < len(args) + len(kwargs) or not self._required <= given.keys() <= writers.keys():
                 raise self._misuse(args, kwargs)
-            values = {name: writers[name](given[name]) for name in writers if given.get(name) is not None}
+            asked = {name: value for name, value in given.items() if value is not None or name in self._required}
+            values = {name: writers[name](asked[name]) for name in writers if name in asked}
             names = tuple(values)
             text = self._texts.get(names) or self._texts.setdefault(names, self._text(names))
             return Statement(text, values, self.read)

@@ -1,6 +1,7 @@
 """`CreditManager` and `AsyncCreditManager`: two ways to run the calls of `ducto_pg.client.calls`."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import psycopg
 from psycopg.adapt import AdaptersMap, Buffer, Loader
+from psycopg.errors import PipelineAborted
 from psycopg.postgres import register_default_adapters
 from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
@@ -37,7 +39,8 @@ class CreditManager(Calls):
 
     On a connection they run in its transaction and never begin, commit or roll back, so that a charge and the caller's
     own writes stand or fall together. On a pool or a DSN each call is a committed transaction of its own; for a DSN one
-    connection is opened at the first call and kept (threads take turns), until `close()` or the end of a `with` block.
+    connection is opened at the first call and kept (threads take turns), until `close()` or the end of a `with` block;
+    a forked process opens its own.
 
     Where an error says "elsewhere", the connection of a DSN is closed, and the next call opens a new one. Errors of
     missing rights are psycopg's own.
@@ -57,6 +60,7 @@ class CreditManager(Calls):
             raise TypeError(f"CreditManager takes a psycopg connection, a pool or a DSN, not {type(source)}")
         self._source = source
         self._kept: psycopg.Connection[Any] | None = None
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     def setup(self, **options: Unpack[SetupOptions]) -> SetupResult:
@@ -84,7 +88,7 @@ class CreditManager(Calls):
 
     def close(self) -> None:
         """Close the connection that a DSN opened; one of the caller's is left alone."""
-        if self._kept:
+        if self._kept and self._process == os.getpid():
             self._kept.close()
 
     def __enter__(self) -> Self:
@@ -97,8 +101,10 @@ class CreditManager(Calls):
     def _kept_connection(self) -> Iterator[psycopg.Connection[Any]]:
         """The one of a DSN, opened if need be; one whose server sends us elsewhere is closed."""
         with self._lock:
-            if self._kept is None or self._kept.closed:
+            # What a fork copied is the parent's: one would read the other's answers.
+            if self._kept is None or self._kept.closed or self._process != os.getpid():
                 self._kept = psycopg.Connection.connect(self._dsn, autocommit=True)
+                self._process = os.getpid()
             try:
                 yield self._kept
             except psycopg.Error as error:
@@ -126,6 +132,7 @@ class AsyncCreditManager(Calls):
             )
         self._source = source
         self._kept: psycopg.AsyncConnection[Any] | None = None
+        self._process = os.getpid()
         self._lock = asyncio.Lock()
 
     async def setup(self, **options: Unpack[SetupOptions]) -> SetupResult:
@@ -153,7 +160,7 @@ class AsyncCreditManager(Calls):
 
     async def close(self) -> None:
         """Close the connection that a DSN opened; one of the caller's is left alone."""
-        if self._kept:
+        if self._kept and self._process == os.getpid():
             await self._kept.close()
 
     async def __aenter__(self) -> Self:
@@ -166,8 +173,10 @@ class AsyncCreditManager(Calls):
     async def _kept_connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """The one of a DSN, opened if need be; one whose server sends us elsewhere is closed."""
         async with self._lock:
-            if self._kept is None or self._kept.closed:
+            # What a fork copied is the parent's: one would read the other's answers.
+            if self._kept is None or self._kept.closed or self._process != os.getpid():
                 self._kept = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+                self._process = os.getpid()
             try:
                 yield self._kept
             except psycopg.Error as error:
@@ -219,6 +228,8 @@ def _ours(error: psycopg.Error | UnicodeEncodeError, sent: bool) -> DuctoError |
         what = repr(error.object[error.start : error.end])[:100]
         return InvalidArgumentError(f"{what} is not in the connection's client_encoding, {error.encoding}")
     kind = kind_of(error.sqlstate)
+    if isinstance(error, PipelineAborted):
+        return None  # not run, as in a transaction that has failed
     if kind is None and isinstance(error, psycopg.OperationalError) and not error.sqlstate:
         kind = OutcomeUnknownError if sent else UnavailableError
     if kind is None and isinstance(error, psycopg.DataError):

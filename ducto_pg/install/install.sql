@@ -147,10 +147,13 @@ begin
     into v_drift
     from (
       select jsonb_build_object('kind', o.kind, 'name', o.name, 'expected', o.definition,
-        'actual', pg_get_functiondef(to_regprocedure(o.name))) as found
+        'actual', case o.kind when 'function' then pg_get_functiondef(to_regprocedure(o.name)) end) as found
       from ducto_private.objects as o
-      where o.kind = 'function' and o.name in ('ducto_private.catalog()', 'ducto_private.drift()')
-        and pg_get_functiondef(to_regprocedure(o.name)) is distinct from o.definition
+      where case concat(o.kind, ' ', o.name)
+        when 'type ducto_private.difference' then to_regtype(o.name) is null
+        when 'function ducto_private.catalog()' then pg_get_functiondef(to_regprocedure(o.name)) is distinct from o.definition
+        when 'function ducto_private.drift()' then pg_get_functiondef(to_regprocedure(o.name)) is distinct from o.definition
+        else false end
     ) as o;
     perform set_config('check_function_bodies', 'off', true);
     loop
@@ -172,7 +175,7 @@ begin
         end if;
         v_object := v_difference ->> 'name';
         v_statement := case
-          when v_difference ->> 'expected' is null then 'drop function ' || v_object
+          when v_difference ->> 'expected' is null then 'drop routine ' || v_object
           when v_difference ->> 'kind' = 'function'
             then format('%s; revoke all on function %s from public', v_difference ->> 'expected', v_object)
           when v_difference ->> 'actual' is not null and v_difference ->> 'kind' in ('trigger', 'index')
@@ -184,8 +187,8 @@ begin
         begin
           begin
             execute v_statement;
-          exception when invalid_function_definition or invalid_table_definition then
-            execute format('drop %s; %s', v_name, v_statement);
+          exception when invalid_function_definition or invalid_table_definition or wrong_object_type then
+            execute format('drop %s; %s', regexp_replace(v_name, '^function', 'routine'), v_statement);
           end;
           if v_difference ->> 'expected' is null then
             v_repaired := v_repaired || (v_name || ' dropped');
@@ -213,6 +216,7 @@ begin
       exit when v_drift = '[]';
     end loop;
     perform set_config('check_function_bodies', 'on', true);
+    v_repaired := v_repaired || ducto_private.make_formulas() || ducto_private.apply_grants();
   end if;
 
   if v_apply then
@@ -299,8 +303,6 @@ begin
     into v_made
     from ducto_private.objects as o
     where v_before ->> (o.kind || ' ' || o.name) is distinct from o.definition;
-  else
-    v_repaired := v_repaired || ducto_private.make_formulas() || ducto_private.apply_grants();
   end if;
   perform ducto_private.apply_grants({{grant_to}}, {{grant_admin_to}}, {{grant_read_to}}, {{revoke_from}});
 

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from tempfile import TemporaryFile
 from typing import Any
@@ -327,6 +327,19 @@ class TestIds:
 
 
 class TestPublishing:
+    def test_none_for_what_is_needed(self, credits: CreditManager) -> None:
+        """As from a lookup that found nobody: the fault is the argument's, not the installation's."""
+        nobody: Any = None
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="p_user_id must be a text"):
+            credits.get_balance(nobody)
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="p_amount must be at least 0, not null"):
+            credits.deduct_credits("alice", nobody)
+
+    def test_a_time_zone_that_says_nothing(self, credits: CreditManager) -> None:
+        silent = type("Silent", (tzinfo,), {"utcoffset": lambda zone, moment: None})()
+        with pytest.raises(ducto_pg.InvalidArgumentError, match="start must be a datetime with a time zone"):
+            credits.top_users(start=datetime(2026, 1, 1, tzinfo=silent))
+
     def test_versions(self, credits: CreditManager) -> None:
         first = credits.get_active_pricing()
         assert first

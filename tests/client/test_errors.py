@@ -1,6 +1,7 @@
 """Errors of the server and the connection: what they are in Python, and what a manager does about them."""
 
 import asyncio
+import os
 import pickle
 import re
 import socket
@@ -148,6 +149,31 @@ class TestElsewhere:
             assert isinstance(caught.value, psycopg.OperationalError)
             assert manager.deduct_credits("alice", 1).or_raise().balance_after == 99
 
+    def test_a_forked_process_opens_its_own(self, db: str) -> None:
+        """On the parent's, each would read the other's answers."""
+        with CreditManager(db) as manager:
+            manager.get_balance("alice")
+            kept = manager._kept
+            assert kept
+            child = os.fork()
+            if child == 0:  # an exception must not go on into pytest
+                fine = False
+                try:
+                    with manager:
+                        fine = manager.get_balance("bob").user_id == "bob" and manager._kept is not kept
+                finally:
+                    os._exit(0 if fine else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            child = os.fork()
+            if child == 0:
+                try:
+                    manager.close()
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+            assert manager.get_balance("alice").user_id == "alice"
+            assert manager._kept is kept
+
     def test_it_stays_where_the_call_was_at_fault(self, db: str, credits: CreditManager) -> None:
         with CreditManager(db) as manager:
             manager.get_balance("alice")
@@ -234,3 +260,12 @@ def test_errors_can_be_sent_to_another_process(conn: Connection) -> None:
     copy = pickle.loads(pickle.dumps(caught.value))
     assert type(copy) is ConcurrencyError
     assert (str(copy), copy.code, copy.detail, copy.retry) == (str(caught.value), "40P01", "more", "again")
+
+
+def test_a_call_in_a_pipeline_that_was_aborted_was_not_run(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    with conn.pipeline():
+        with pytest.raises(ducto_pg.InvalidArgumentError):
+            manager.deduct_credits("alice", -1)
+        with pytest.raises(psycopg.errors.PipelineAborted):
+            manager.get_balance("alice")

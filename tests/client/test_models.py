@@ -324,6 +324,8 @@ def test_each_answer_of_the_database_has_its_model(conn: psycopg.Connection[tupl
 def test_json_is_exact_both_ways() -> None:
     text = '{"a": 0.10, "b": [12345678901234567890.000000000001, true, null], "c": "\\"ü"}'
     assert exactjson.dumps(exactjson.loads(text)) == text
+    longest = "-" + "9" * 5000
+    assert exactjson.dumps(exactjson.loads(longest)) == longest
     for wrong in ("[NaN]", "[-Infinity]"):
         with pytest.raises(ValueError, match="is not a JSON number"):
             exactjson.loads(wrong)

@@ -169,6 +169,22 @@ DAMAGES = {
         " create function {short}(p_usage jsonb, p_rates numeric[]) returns text language sql as 'select 1'",
         ["function {formula}"],
     ),
+    "a procedure in its place": (
+        "drop function ducto.version(); create procedure ducto.version() language sql as 'select 1'",
+        [VERSION, "comment " + VERSION],
+    ),
+    "a ghost that is a procedure": (
+        "create procedure ducto.version(p_of text) language sql as 'select 1'",
+        ["function ducto.version(text) dropped"],
+    ),
+    "a ghost that is an aggregate": (
+        "create aggregate ducto_private.floor_divide(integer) (sfunc = int4pl, stype = integer)",
+        ["function ducto_private.floor_divide(integer) dropped"],
+    ),
+    "the type of the looking function": (
+        "drop type ducto_private.difference cascade",
+        ["type ducto_private.difference", "function ducto_private.drift()"],
+    ),
     "another comment": (
         "comment on function ducto.version is 'mine'",
         ["comment function ducto.version()"],
@@ -294,12 +310,18 @@ def test_what_is_the_owners_own_stays(priced: Connection) -> None:
     priced.execute("create index mine on ducto_private.transactions (model)")
     priced.execute("create unique index more on ducto_private.transactions (transaction_id)")
     priced.execute("create rule hide as on insert to ducto_private.events do instead nothing")
+    priced.execute("create table kid () inherits (ducto_private.accounts)")
+    for what in ("enable", "force"):
+        priced.execute(f"alter table ducto_private.spend_caps {what} row level security".encode())
+    priced.execute("alter table ducto_private.teams enable row level security")
     assert ducto_pg.setup(priced).repaired == ["revoke EXECUTE on routine ducto_private.mine() from public"]
     nothing_to_do(priced)
     assert told(priced) == {
         "function ducto_private.mine()",
         "index ducto_private.more",
         "rule hide on ducto_private.events",
+        "child table public.kid of ducto_private.accounts",
+        "row security ducto_private.spend_caps",
     }
     priced.execute("drop function ducto.version")
     assert "function ducto.version()" in ducto_pg.setup(priced).repaired
@@ -331,6 +353,7 @@ class TestNewRelease:
         priced.execute("create view ducto_read.old as select 1 as one")
         priced.execute("create function ducto_private.mine() returns integer language sql as 'select 1'")
         priced.execute("select ducto_private.store_objects('{function ducto_private.mine()}')")
+        priced.execute("select ducto_private.apply_grants()")
         assert set(ducto_pg.setup(priced).repaired) == {"function ducto.old() dropped", "view ducto_read.old dropped"}
         assert told(priced) == {"function ducto_private.mine()"}
         nothing_to_do(priced)
@@ -338,7 +361,7 @@ class TestNewRelease:
     def test_an_argument_that_was_added_leaves_no_ghost(self, priced: Connection) -> None:
         ghost = "ducto_private.floor_divide(numeric)"
         priced.execute(f"create function {ghost} returns integer language sql as 'select 1'")
-        priced.execute("select ducto_private.store_objects()")
+        priced.execute("select ducto_private.store_objects(), ducto_private.apply_grants()")
         assert ducto_pg.setup(priced).repaired == [f"function {ghost} dropped"]
         nothing_to_do(priced)
 
@@ -358,6 +381,16 @@ class TestNewRelease:
         result = ducto_pg.setup(priced)
         assert {APPEND, VERSION, "view ducto_private.ledger"} <= set(result.repaired)
         assert catalog(priced) == before
+        nothing_to_do(priced)
+
+    def test_formulas_and_rights_are_named_too(self, priced: Connection) -> None:
+        formula = formulas(priced)["formula"]
+        priced.execute(f"drop function {formula}".encode())
+        priced.execute("grant select on ducto_private.accounts to public")
+        assert set(ducto_pg.setup(priced).repaired) == {
+            f"function {formula}",
+            "revoke SELECT on table ducto_private.accounts from public",
+        }
         nothing_to_do(priced)
 
     def test_another_major_version_may_write_definitions_otherwise(self, priced: Connection) -> None:
