@@ -263,7 +263,7 @@ class TestZones:
 
     def test_the_first_recorded_activation_fixes_it(self, manager: CreditManager, clock: Clock) -> None:
         manager.publish_pricing(self.BERLIN, at=NOON + HOUR)
-        with pytest.raises(InvalidArgumentError, match="timezone: this config has UTC, but .* fixed Europe/Berlin"):
+        with pytest.raises(InvalidArgumentError, match=r"timezone: this config has UTC, but .* fixed Europe/Berlin"):
             manager.activate_pricing(manager.publish_pricing(prices(1), activate=False).version)
         with pytest.raises(InvalidArgumentError, match="Europe/Berlin"):
             manager.publish_pricing(prices(3))
@@ -277,7 +277,7 @@ class TestZones:
         manager.unschedule_pricing(1)
         manager.publish_pricing(prices(1))
         assert costs_at(manager, clock, 0, 1) == [1, 1]
-        with pytest.raises(InvalidArgumentError, match="timezone: this config has Europe/Berlin, but .* fixed UTC"):
+        with pytest.raises(InvalidArgumentError, match=r"timezone: this config has Europe/Berlin, but .* fixed UTC"):
             manager.activate_pricing(1)
 
     def test_it_is_checked_when_a_schedule_is_recorded(self, manager: CreditManager) -> None:
