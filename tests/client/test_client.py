@@ -332,7 +332,7 @@ class TestPublishing:
         nobody: Any = None
         with pytest.raises(ducto_pg.InvalidArgumentError, match="p_user_id must be a text"):
             credits.get_balance(nobody)
-        with pytest.raises(ducto_pg.InvalidArgumentError, match="p_amount must be at least 0, .*, not null"):
+        with pytest.raises(ducto_pg.InvalidArgumentError, match=r"p_amount must be at least 0, .*, not null"):
             credits.deduct_credits("alice", nobody)
 
     def test_a_time_zone_that_says_nothing(self, credits: CreditManager) -> None:
