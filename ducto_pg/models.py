@@ -572,7 +572,7 @@ class CostBreakdown(Answer):
     """An exact price in credits and its parts, before rounding. `cache_savings` is the (usually negative) discount.
 
     `resolved_model` is the config's key that served the model, None where `_default` or nothing did. `breakdown`
-    repeats model, input_tokens, output_tokens and tool_count of the usage.
+    repeats model, input_tokens, output_tokens and tool_count of the usage. `warnings` are those of a charge's price.
     """
 
     model_credits: Decimal = Decimal(0)
@@ -585,6 +585,7 @@ class CostBreakdown(Answer):
     pricing_version: int | None = None
     plan_id: str | None = None
     breakdown: dict[str, Any] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Transaction(Answer):

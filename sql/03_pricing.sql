@@ -381,7 +381,7 @@ begin
     raise exception '%: the price of this usage is below 0', p_path
       using errcode = 'DU009', hint = 'Mend the formula, or bound it: max(0, ...).';
   end if;
-  p_quote.warnings := p_quote.warnings || '{negative_price}'::text[];
+  p_quote.warnings := array_remove(p_quote.warnings, 'negative_price') || '{negative_price}'::text[];
   return p_quote;
 end
 $$;
@@ -626,7 +626,8 @@ begin
       'tool_count', case jsonb_typeof(v_usage -> 'tool_calls')
         when 'array' then jsonb_array_length(v_usage -> 'tool_calls')
         else coalesce((v_usage ->> 'tool_calls')::numeric::bigint, 0) end),
-    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null)::ducto.cost_breakdown;
+    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null,
+    v_quote.warnings)::ducto.cost_breakdown;
 end
 $$;
 comment on function ducto.calculate_cost is
