@@ -381,7 +381,9 @@ begin
     raise exception '%: the price of this usage is below 0', p_path
       using errcode = 'DU009', hint = 'Mend the formula, or bound it: max(0, ...).';
   end if;
-  p_quote.warnings := array_remove(p_quote.warnings, 'negative_price') || '{negative_price}'::text[];
+  if not coalesce(p_quote.warnings, '{}') @> '{negative_price}' then
+    p_quote.warnings := p_quote.warnings || '{negative_price}'::text[];
+  end if;
   return p_quote;
 end
 $$;
