@@ -46,18 +46,17 @@ def read_body(
     if not isinstance(body, dict | list):
         _refuse(f"the body must be an object or a list of events, not {_kind(body)}", _BODY)
     fields = table.expanded()
-    every = [name for name, known in fields["apis"].items() if not known["only_by_name"]]
     if api is not None and api not in fields["names"]:
         from ducto_pg.spelling import nearest
 
         close = nearest(api[:100], fields["names"])
         known = ", ".join(sorted(fields["names"]))
         _refuse(f"unknown API '{api[:100]}'", f"did you mean {close}?" if close else f"Use one of: {known}.")
-    wanted = every if api is None else fields["names"][api]
+    wanted = fields["every"] if api is None else fields["names"][api]
     found = {name: _find(events, fields["apis"][name]) for name in wanted}
     candidates = [name for name in wanted if found[name].known]
     if not candidates:
-        others = [name for name in every if api is not None and _find(events, fields["apis"][name]).known]
+        others = [name for name in fields["every"] if api is not None and _find(events, fields["apis"][name]).known]
         _no_usage(body, events, api, others)
     unknown = {name: found[name].unknown for name in candidates}
     candidates = [name for name in candidates if unknown[name] == min(unknown.values())]
@@ -211,7 +210,7 @@ def _read(found: _Found, model: str | None) -> dict[str, Any]:
     for name in sorted(usage.keys() - {"model"}):
         if usage[name] >= MAX_USAGE:
             _refuse(f"{name} must be below 10^15: {_digits(usage[name])}", _AS_IT_IS)
-        usage[name] = _rounded(usage[name], table.FRACTIONS.get(name, 0))
+        usage[name] = _rounded(usage[name], api["decimals"].get(name, 0))
     known = {*api["counted"], *api["no_count"]}
     strange = {
         path: _sum(_decimal(value) for value in values if _is_number(value) and value > 0)
