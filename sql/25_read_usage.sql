@@ -203,6 +203,7 @@ declare
   v_name text;
   v_number numeric;
   v_usage jsonb := '{}';
+  v_as_it_is constant text := 'Pass what the provider returned as it is';
 begin
   if (p_found ->> 'cut')::boolean then
     perform ducto_private.invalid(
@@ -248,17 +249,16 @@ begin
       case jsonb_typeof(a.value) when 'number' then left(a.value #>> '{}', 100) end collate "C"
   loop
     if jsonb_typeof(v_value) <> 'number' then
-      perform ducto_private.invalid(format('%s must be a number, not %s', v_path, jsonb_typeof(v_value)),
-        'Pass what the provider returned as it is; quote no numbers.');
+      perform ducto_private.invalid(format('%s must be a number, not %s', v_path, jsonb_typeof(v_value)), v_as_it_is || '; quote no numbers.');
     end if;
     v_number := v_value::numeric;
     v_digits := left(v_number::text, 100);
     if v_number < 0 then
-      perform ducto_private.invalid(format('%s must not be negative: %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must not be negative: %s', v_path, v_digits), v_as_it_is || '.');
     elsif v_number >= 1000000000000000 and not p_fields -> 'times' ? v_path then
-      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_path, v_digits), v_as_it_is || '.');
     elsif v_number <> trunc(v_number) and not p_fields -> 'fractions' ? v_path then
-      perform ducto_private.invalid(format('%s must be whole, not %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be whole, not %s', v_path, v_digits), v_as_it_is || '.');
     end if;
   end loop;
 
@@ -281,8 +281,7 @@ begin
     order by t.name collate "C"
   loop
     if v_number >= 1000000000000000 then
-      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_name, left(v_number::text, 100)),
-        'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_name, left(v_number::text, 100)), v_as_it_is || '.');
     elsif v_number > 0 then
       v_usage := v_usage || jsonb_build_object(v_name, ducto_private.rounded_up(
         v_number, coalesce((p_fields #>> array['decimals', v_name])::integer, 0)));

@@ -8,7 +8,7 @@ body's own total where that of any is. `_read` adds the counts up.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from enum import Enum
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ _STREAM = (
     '{"include_usage": true}. Pass all of its events; where there is no more, charge what you know yourself.'
 )
 _BODY = "Pass what the provider returned, or its usage part; docs/usage.md lists the fields of each API."
-_AS_IT_IS = "Pass what the provider returned as it is."
+_AS_IT_IS = "Pass what the provider returned as it is"
 
 
 def read(body: Any, api: str | None = None, model: str | None = None) -> UsageMetrics:
@@ -209,7 +209,7 @@ def _read(found: _Found, model: str | None) -> dict[str, Any]:
             usage[name] = _EXACT.add(usage.get(name, Decimal(0)), max(sums))
     for name in sorted(usage.keys() - {"model"}):
         if usage[name] >= MAX_USAGE:
-            _refuse(f"{name} must be below 10^15: {_digits(usage[name])}", _AS_IT_IS)
+            _refuse(f"{name} must be below 10^15: {_digits(usage[name])}", f"{_AS_IT_IS}.")
         usage[name] = _rounded(usage[name], api["decimals"].get(name, 0))
     known = {*api["counted"], *api["no_count"]}
     strange = {
@@ -233,16 +233,16 @@ def _number(path: str, values: list[Any], api: dict[str, Any]) -> Decimal:
     fraction = path in api["fractions"]
     for value in sorted(values, key=lambda value: (_kind(value), _digits(value) if _is_number(value) else "")):
         if not _is_number(value):
-            _refuse(f"{path} must be a number, not {_kind(value)}", f"{_AS_IT_IS[:-1]}; quote no numbers.")
+            _refuse(f"{path} must be a number, not {_kind(value)}", f"{_AS_IT_IS}; quote no numbers.")
         if isinstance(value, float) and not fraction and not (api["float_counts"] and value.is_integer()):
-            _refuse(f"{path} is a float, which is not exact: {value!r}", f"{_AS_IT_IS[:-1]}; counts are whole.")
+            _refuse(f"{path} is a float, which is not exact: {value!r}", f"{_AS_IT_IS}; counts are whole.")
         number = _decimal(value)
         if number < 0:
-            _refuse(f"{path} must not be negative: {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must not be negative: {_digits(number)}", f"{_AS_IT_IS}.")
         if number >= MAX_USAGE and path not in api["times"]:
-            _refuse(f"{path} must be below 10^15: {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must be below 10^15: {_digits(number)}", f"{_AS_IT_IS}.")
         if not fraction and number != int(number):
-            _refuse(f"{path} must be whole, not {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must be whole, not {_digits(number)}", f"{_AS_IT_IS}.")
     return _EXACT.multiply(_sum(map(_decimal, values)), Decimal(api["times"].get(path, 1)))
 
 
@@ -325,14 +325,8 @@ def _sum(numbers: Iterable[Decimal]) -> Decimal:
 
 def _rounded(number: Decimal, decimals: int) -> int | Decimal:
     """Up to so many decimals; whole numbers are ints."""
-    _, digits, exponent = number.as_tuple()
-    whole = int("".join(map(str, digits)))
-    beyond = -int(exponent) - decimals
-    if beyond > 0:
-        whole, exponent = -(-whole // 10**beyond), -decimals
-    text = format(Decimal((0, tuple(map(int, str(whole))), int(exponent))), "f")
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return Decimal(text) if "." in text else int(text)
+    rounded = number.quantize(Decimal((0, (1,), -decimals)), ROUND_CEILING, _EXACT)
+    return int(rounded) if rounded == int(rounded) else Decimal(f"{rounded:f}".rstrip("0"))
 
 
 def _kind(value: Any) -> str:
