@@ -28,6 +28,10 @@ _HEADER = """\
 
 """
 
+_ROW: dict[str, Any] = dict.fromkeys(
+    ("section", "key", "formula_id", "rates", "composed_id", "composed_rates", "prefixes", "covers")
+)
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -123,7 +127,7 @@ class _Compiler:
             if part:
                 self.add(section, SECTION_KEYS[section], part, coverage.of_part(part, config))
         for job, credits in config.fixed.items():
-            self.prices.append(_row("fixed", job, rates=[credits]))
+            self.prices.append(_ROW | {"section": "fixed", "key": job, "rates": [credits]})
 
     def kept(self, function: Function) -> tuple[int, list[Decimal]]:
         """The id of a formula, whose body is kept, and its rates."""
@@ -133,8 +137,8 @@ class _Compiler:
     def add(self, section: str, key: str, formula: Formula, covers: Iterable[str]) -> dict[str, Any]:
         """The row of a price."""
         formula_id, rates = self.kept(compile_function(formula.tree, self.config.metrics))
-        row = _row(section, key, formula_id=formula_id, rates=rates, covers=sorted(covers))
-        self.prices.append(row)
+        own = {"section": section, "key": key, "formula_id": formula_id, "rates": rates, "covers": sorted(covers)}
+        self.prices.append(row := _ROW | own)
         return row
 
     def add_models(self, section: str, formulas: Mapping[str, Formula]) -> None:
@@ -193,26 +197,6 @@ class _Compiler:
             for plan in (config.plans or {}).values()
         ]
         return [none | shared, *plans]
-
-
-def _row(
-    section: str,
-    key: str,
-    *,
-    rates: Iterable[Decimal | int],
-    formula_id: int | None = None,
-    covers: list[str] | None = None,
-) -> dict[str, Any]:
-    return {
-        "section": section,
-        "key": key,
-        "formula_id": formula_id,
-        "rates": list(rates),
-        "composed_id": None,
-        "composed_rates": None,
-        "prefixes": None,
-        "covers": covers,
-    }
 
 
 def _overrides(plan_id: str) -> str:
