@@ -15,6 +15,7 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
+from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData
@@ -162,7 +163,7 @@ class _Compiler:
         for part in (self.formulas.search, self.formulas.cache):
             covers |= coverage.of_part(part, config)
         shared = {
-            "metrics": sorted(config.metrics),
+            "metrics": sorted(config.metrics.keys() - {*KNOWN_COUNTS}),
             "covers": sorted(covers),
             "match": config.match,
             "aliases": config.aliases or None,
