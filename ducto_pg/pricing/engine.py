@@ -17,7 +17,7 @@ from ducto_pg.errors import (
     UnpricedUsageError,
 )
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
-from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, limits
+from ducto_pg.formula.fields import FURTHER_COUNTS, KNOWN_COUNTS, SEED_COUNTS, limits
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 from ducto_pg.pricing import coverage
@@ -148,7 +148,7 @@ class PricingEngine:
         fixed_credits = ZERO
         if metrics.fixed_job is not None:
             fixed_credits = parts[f"fixed.{metrics.fixed_job}"] = self._fixed_credits(metrics.fixed_job)
-        total = _at_least_zero(_sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
+        total = max(ZERO, _sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
         if total > MAX_BIGINT:
             largest = max(parts, key=parts.__getitem__)
             raise OutOfRangeError(f"{largest}: the cost is beyond bigint", hint="Check the formula and the usage.")
@@ -218,10 +218,10 @@ class PricingEngine:
 
     def _check_charged(self, metrics: UsageMetrics, charged: Collection[str], warnings: list[str]) -> None:
         """That each count is charged by a formula, or free."""
-        given = {name: getattr(metrics, name) for name in (*SEED_COUNTS, *FURTHER_COUNTS) if name != "tool_calls"}
-        missing = [
-            name for name, count in (given | (metrics.model_extra or {})).items() if count and name not in charged
-        ]
+        given = {name: getattr(metrics, name) for name in KNOWN_COUNTS if name != "tool_calls"} | (
+            metrics.model_extra or {}
+        )
+        missing = [name for name, count in given.items() if count and name not in charged]
         if coverage.UNREAD not in charged:
             missing += [f"{coverage.UNREAD}.{path}" for path, count in metrics.unread.items() if count]
         if missing and self._config.unpriced == "warn":
@@ -269,10 +269,6 @@ def _sum(values: Iterable[Decimal]) -> Decimal:
     for value in values:
         total = add(total, value)
     return total
-
-
-def _at_least_zero(value: Decimal) -> Decimal:
-    return value if value > 0 else ZERO
 
 
 def _counts_nothing(metrics: UsageMetrics) -> bool:
