@@ -1,6 +1,6 @@
 """`ducto-pg pricing import`: each line priced as the catalogue prices it, names served by no other model's line, files.
 
-The bodies are those of `tests/usage`: test data of pydantic/genai-prices with what an older catalogue took for them.
+The bodies are those of `provider_bodies`, with what an older catalogue took for them.
 """
 
 import re
@@ -19,7 +19,8 @@ import psycopg
 import pytest
 from genai_prices.data_units import unit_data
 from genai_prices.types import ModelInfo, ModelPrice, Provider, Usage
-from places import ROOT, SHARED
+from places import ROOT
+from provider_bodies import ALL, SAMPLE, bodies, own_api, their_name, they_read_it_so
 
 from ducto_pg import CreditManager, PricingEngine, exactjson
 from ducto_pg.cli import main
@@ -44,8 +45,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 TODAY = date(2026, 11, 28)
 EXAMPLE = ROOT / "examples" / "prices.yaml"
-SAMPLE = ROOT / "tests" / "usage" / "data" / "provider_usage.json"
-BODIES = SHARED / "data" / "provider_usage_priced.json"
 # The day that an older catalogue priced the bodies of the collection.
 PRICED_ON = date(2026, 8, 1)
 EVERY = sorted(providers())
@@ -254,21 +253,17 @@ def test_prefixes_and_deployments_are_aliases_of_ones_own() -> None:
     ("collection", "prices", "priced"),
     [
         pytest.param(SAMPLE, 40, 30, id="sample"),
-        pytest.param(BODIES, 1409, 600, id="all", marks=pytest.mark.skipif(not BODIES.exists(), reason="not here")),
+        pytest.param(ALL, 1409, 600, id="all", marks=pytest.mark.skipif(not ALL.exists(), reason="not here")),
     ],
 )
 def test_bodies_cost_what_the_third_party_says(conn: Connection, collection: Path, prices: int, priced: int) -> None:
     """For each body, read by its own API, and each provider whose price the third party gives for that reading."""
-    sys.path.append(str(ROOT / "tests" / "usage"))
-    from test_read_usage import THEIRS, bodies, own_api
-
     versions: dict[str, int] = {}
     same, unresolved, moved, two = Counter[str](), set[tuple[str, str]](), Counter[str](), 0
     seen = set()
     with CreditManager(conn) as manager:
         for number, entry in enumerate(bodies(collection)):
             body, api, model = entry["body"], own_api(entry["body"]), entry.get("model")
-            flavor = THEIRS[api] if "meta" not in body else "cohere:embeddings"
             try:
                 usage = read_body(body, api, model, False)
             except InvalidArgumentError:
@@ -276,12 +271,12 @@ def test_bodies_cost_what_the_third_party_says(conn: Connection, collection: Pat
                 continue
             usage.pop("web_search_calls", None)  # They tell input and output only.
             for reading in entry["extracted"]:
-                if flavor not in [f"{one['provider_id']}:{one['api_flavor']}" for one in reading["extractors"]]:
+                if not they_read_it_so(reading, their_name(body)):
                     continue
                 for one in reading["extractors"]:
                     provider = one["provider_id"]
                     todays = now(providers()[provider], usage)
-                    theirs = told(one) if collection == BODIES else todays
+                    theirs = told(one) if collection == ALL else todays
                     if theirs is None:
                         continue
                     listing, engine = listed(provider, PRICED_ON)
