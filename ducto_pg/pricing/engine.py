@@ -23,7 +23,7 @@ from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageM
 from ducto_pg.pricing import coverage
 from ducto_pg.pricing.config import TOKENS, check, credit_factor, load
 from ducto_pg.pricing.lookup import DEFAULT, NO_MODEL, Lookup
-from ducto_pg.spelling import nearest
+from ducto_pg.spelling import did_you_mean
 from ducto_pg.usage.reading import read_body
 
 
@@ -118,7 +118,7 @@ class PricingEngine:
         terms = self._terms.get(plan_id)
         if terms is None:
             plans = self._config.plans or {}
-            hint = _hint(str(plan_id), plans, "Add it to the config's plans.")
+            hint = did_you_mean(str(plan_id), plans, "Add it to the config's plans.")
             raise InvalidArgumentError(f"unknown plan {plan_id!r}", hint=hint)
         factor = terms.factor
         variables = self._variables(metrics)
@@ -182,7 +182,7 @@ class PricingEngine:
         for name in sorted(further):
             if name not in self._config.metrics:
                 known = (*UsageMetrics.model_fields, *self._config.metrics)
-                hint = _hint(name, known, "The config's metrics name what formulas may use besides the usual.")
+                hint = did_you_mean(name, known, "The config's metrics name what formulas may use besides the usual.")
                 raise UnknownMetricError(f"unknown metric '{name[:100]}'", hint=hint)
         values: dict[str, Decimal] = dict.fromkeys(FURTHER_COUNTS, ZERO)
         if (metrics.model or "") not in NO_MODEL:
@@ -251,7 +251,7 @@ class PricingEngine:
                     return resolved, prices[resolved]
         price = overrides.get(DEFAULT) or self._models.get(DEFAULT)
         if price is None and name not in NO_MODEL:
-            hint = _hint(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
+            hint = did_you_mean(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
             raise UnknownModelError(f"unknown model '{name}'", hint=hint)
         if price is None and any(getattr(metrics, token) for token in TOKENS):
             raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
@@ -259,7 +259,7 @@ class PricingEngine:
 
     def _fixed_credits(self, job: str) -> Decimal:
         if job not in self._config.fixed:
-            hint = _hint(job, self._config.fixed, "Add it to the config's fixed.")
+            hint = did_you_mean(job, self._config.fixed, "Add it to the config's fixed.")
             raise UnknownJobError(f"unknown job '{job}'", hint=hint)
         return Decimal(self._config.fixed[job])
 
@@ -291,8 +291,3 @@ def _usage(data: Mapping[str, Any], *, cached_beside: bool) -> UsageMetrics:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))
         raise InvalidArgumentError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-def _hint(name: str, known: Iterable[str], otherwise: str) -> str:
-    suggestion = nearest(name, known)
-    return f"did you mean {suggestion}?" if suggestion else otherwise

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from ducto_pg import exactjson
 from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.models import MAX_USAGE, UsageMetrics
+from ducto_pg.spelling import did_you_mean
 from ducto_pg.usage import table
 
 _EXACT = Context(prec=200_000)
@@ -47,20 +48,15 @@ def read_body(
         _refuse(f"the body must be an object or a list of events, not {_kind(body)}", _BODY)
     fields = table.expanded()
     if api is not None and api not in fields["names"]:
-        from ducto_pg.spelling import nearest
-
-        close = nearest(api[:100], fields["names"])
-        known = ", ".join(sorted(fields["names"]))
-        _refuse(f"unknown API '{api[:100]}'", f"did you mean {close}?" if close else f"Use one of: {known}.")
+        one_of = f"Use one of: {', '.join(sorted(fields['names']))}."
+        _refuse(f"unknown API '{api[:100]}'", did_you_mean(api[:100], fields["names"], one_of))
     wanted = fields["every"] if api is None else fields["names"][api]
-    found = {name: _find(events, fields["apis"][name]) for name in wanted}
-    candidates = [name for name in wanted if found[name].known]
-    if not candidates:
-        others = [name for name in fields["every"] if api is not None and _find(events, fields["apis"][name]).known]
+    found = {name: one for name in wanted if (one := _find(events, fields["apis"][name]))}
+    if not found:
+        others = [name for name in fields["every"] if api is not None and _find(events, fields["apis"][name])]
         _no_usage(body, events, api, others)
-    unknown = {name: found[name].unknown for name in candidates}
-    candidates = [name for name in candidates if unknown[name] == min(unknown.values())]
-    readings = {name: _read(found[name], model) for name in candidates}
+    least = min(one.unknown for one in found.values())
+    readings = {name: _read(one, model) for name, one in found.items() if one.unknown == least}
     agreeing = {name: usage for name, usage in readings.items() if _adds_up(usage, found[name])}
     readings = agreeing or readings
     first, usage = next(iter(readings.items()))
@@ -114,25 +110,17 @@ class _Found:
     """What the events say of the usage, in the words of one API."""
 
     api: dict[str, Any]
-    usage: dict[str, Any]
     models: list[Any]
     answers: int
     cut: bool
     parts: list[dict[str, Any]]
     nodes: dict[str, list[Any]]
-
-    @property
-    def known(self) -> bool:
-        return _is_known(self.usage, self.api)
-
-    @property
-    def unknown(self) -> int:
-        """How many numbers the API does not know."""
-        known = {*self.api["counted"], *self.api["no_count"], *self.api["unread"]}
-        return sum(_is_number(value) for path, values in self.nodes.items() if path not in known for value in values)
+    unknown: int
+    """How many numbers the API does not know."""
 
 
-def _find(events: list[Any], api: dict[str, Any]) -> _Found:
+def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
+    """None where the API does not know it."""
     usage: dict[str, Any] = {}
     models: list[Any] = []
     answers, types = set(), set()
@@ -156,6 +144,8 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found:
             models.append(model)
         ids = [where.get(key) for where in (holder, event) for key in ("id", "responseId", "response_id")]
         answers.add(next((own for own in ids if isinstance(own, str) and own), None))
+    if not _is_known(usage, api):
+        return None
     parts: list[dict[str, Any]] = []
     if api["parts"] and isinstance(listed := _at(usage, api["parts"]["at"]), list):
         parts = [part for part in listed if isinstance(part, dict)]
@@ -165,14 +155,15 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found:
     nodes: dict[str, list[Any]] = {}
     for path, value in (node for told in (usage, *added) for node in _walk(told)):
         nodes.setdefault(path, []).append(value)
+    known = {*api["counted"], *api["no_count"], *api["unread"]}
     return _Found(
         api=api,
-        usage=usage,
         models=models,
         answers=len(answers - {None}),
         cut=bool(stream) and stream["begins"] in types and stream["ends"] not in types,
         parts=parts,
         nodes=nodes,
+        unknown=sum(_is_number(value) for path, values in nodes.items() if path not in known for value in values),
     )
 
 

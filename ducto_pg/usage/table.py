@@ -95,8 +95,5 @@ def _expand(name: str) -> dict[str, Any]:
 
 def _both(names: list[str]) -> list[str]:
     """Names in camel case, and the same in snake case."""
-    return list(dict.fromkeys([*names, *(re.sub(r"(?<=[a-z0-9])([A-Z])", _lower, name) for name in names)]))
-
-
-def _lower(letter: re.Match[str]) -> str:
-    return f"_{letter[1].lower()}"
+    snake = [re.sub(r"(?<=[a-z0-9])[A-Z]", lambda letter: f"_{letter[0].lower()}", name) for name in names]
+    return list(dict.fromkeys([*names, *snake]))
