@@ -23,7 +23,7 @@ from ducto_pg.formula.fields import FURTHER_COUNTS
 MAX_BIGINT = 2**63 - 1
 MAX_USAGE = 10**15
 MAX_DECIMALS = 12
-MAX_FACTOR_DIGITS = 30
+MAX_DIGITS = 30
 
 Rounding = Literal["carry", "up", "down", "half_up"]
 
@@ -68,14 +68,6 @@ def _count(value: Any) -> int:
     return int(number)
 
 
-def _exact(value: Any) -> Decimal:
-    return Decimal(_number(value))
-
-
-def _provider_cost(value: Any) -> Decimal:
-    return Decimal(_number(value, MAX_FACTOR_DIGITS))
-
-
 def _factor(value: Any) -> Decimal:
     if isinstance(value, float):
         raise ValueError(f"{value!r} is a float, which is not exact: pass an int or a Decimal")
@@ -84,8 +76,8 @@ def _factor(value: Any) -> Decimal:
     factor = Decimal(value)
     if not factor.is_finite() or factor <= 0:
         raise ValueError(f"must be above 0, not {value}")
-    if factor.adjusted() >= MAX_FACTOR_DIGITS or int(factor.as_tuple().exponent) < -MAX_FACTOR_DIGITS:
-        raise ValueError(f"has at most {MAX_FACTOR_DIGITS} digits before and after the point")
+    if factor.adjusted() >= MAX_DIGITS or int(factor.as_tuple().exponent) < -MAX_DIGITS:
+        raise ValueError(f"has at most {MAX_DIGITS} digits before and after the point")
     return Decimal(format(factor, "f"))
 
 
@@ -93,9 +85,9 @@ Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
 """Whole credits: an int, or a Decimal without a fraction."""
 Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
-Quantity = Annotated[Decimal, BeforeValidator(_exact)]
+Quantity = Annotated[Decimal, BeforeValidator(lambda value: Decimal(_number(value)))]
 """A further metric: 0 <= n < 10^15, at most 12 decimals."""
-ProviderCost = Annotated[Decimal, BeforeValidator(_provider_cost)]
+ProviderCost = Annotated[Decimal, BeforeValidator(lambda value: Decimal(_number(value, MAX_DIGITS)))]
 """What the provider says a call took, in its own money: 0 <= n < 10^15, at most 30 decimals."""
 Factor = Annotated[Decimal, BeforeValidator(_factor)]
 """Above 0, at most 30 digits either side of the point."""
@@ -572,7 +564,7 @@ class CostBreakdown(Answer):
     """An exact price in credits and its parts, before rounding. `cache_savings` is the (usually negative) discount.
 
     `resolved_model` is the config's key that served the model, None where `_default` or nothing did. `breakdown`
-    repeats model, input_tokens, output_tokens and tool_count of the usage.
+    repeats model, input_tokens, output_tokens and tool_count of the usage. `warnings` are those of a charge's price.
     """
 
     model_credits: Decimal = Decimal(0)
@@ -585,6 +577,7 @@ class CostBreakdown(Answer):
     pricing_version: int | None = None
     plan_id: str | None = None
     breakdown: dict[str, Any] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Transaction(Answer):

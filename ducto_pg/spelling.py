@@ -1,4 +1,4 @@
-"""The nearest known name to a misspelt one. The database answers alike (`ducto_private.nearest`)."""
+"""The nearest known name to a misspelt one. The database answers alike (`ducto_private.nearest`, `did_you_mean`)."""
 
 from collections.abc import Iterable
 
@@ -27,6 +27,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         if 4 * shared >= max(total, 1) and 1_000_000 * shared // total > score:
             best, score = candidate, 1_000_000 * shared // total
     return best
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint that names the nearest known name, or another where none is near."""
+    suggestion = nearest(name, known)
+    return f"did you mean {suggestion}?" if suggestion else otherwise
 
 
 def _letters(name: str) -> set[str]:

@@ -11,7 +11,8 @@ create type ducto.cost_breakdown as (
   resolved_model text,
   pricing_version integer,
   plan_id text,
-  error text
+  error text,
+  warnings text[]
 );
 
 create type ducto.pricing_config_result as (

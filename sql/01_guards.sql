@@ -185,7 +185,7 @@ create or replace function ducto_private.known_fields() returns text[]
 language plpgsql immutable parallel safe
 as $$
 begin
-  return '{model,fixed_job,provider_cost,unread,input_tokens,output_tokens,cache_read_tokens,cache_write_tokens,tool_calls,search_queries,search_results,web_search_calls,code_exec_calls,cache_write_1h_tokens,reasoning_tokens,input_audio_tokens,output_audio_tokens,cache_audio_read_tokens,input_image_tokens,output_image_tokens,input_video_tokens,audio_seconds,characters,images,requests}'::text[];
+  return '{model,fixed_job,provider_cost,unread,{{known_counts}}}'::text[];
 end
 $$;
 

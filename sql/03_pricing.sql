@@ -319,16 +319,8 @@ $$;
 create or replace function ducto_private.part_limits(p_cached text) returns setof ducto_private.part_limit
 language sql immutable parallel safe
 as $$
-  select w.part, w.whole
-  from (values
-    ('cache_read_tokens', 'input_tokens', false), ('cache_write_tokens', 'input_tokens', false),
-    ('cache_write_1h_tokens', 'cache_write_tokens', true), ('input_audio_tokens', 'input_tokens', true),
-    ('input_image_tokens', 'input_tokens', true), ('input_video_tokens', 'input_tokens', true),
-    ('cache_audio_read_tokens', 'cache_read_tokens', true), ('cache_audio_read_tokens', 'input_audio_tokens', false),
-    ('reasoning_tokens', 'output_tokens', true), ('output_audio_tokens', 'output_tokens', true),
-    ('output_image_tokens', 'output_tokens', true), ('cache_read_tokens + cache_write_tokens', 'input_tokens', false)
-  ) as w (part, whole, beside_too)
-  where w.beside_too or p_cached = 'inside'
+  select l.value ->> 0, l.value ->> 1
+  from jsonb_array_elements(jsonb '{{part_limits}}' -> p_cached) as l
 $$;
 
 -- The JSON path that finds a usage in which a part is above its whole.
@@ -381,7 +373,9 @@ begin
     raise exception '%: the price of this usage is below 0', p_path
       using errcode = 'DU009', hint = 'Mend the formula, or bound it: max(0, ...).';
   end if;
-  p_quote.warnings := p_quote.warnings || '{negative_price}'::text[];
+  if not coalesce(p_quote.warnings, '{}') @> '{negative_price}' then
+    p_quote.warnings := p_quote.warnings || '{negative_price}'::text[];
+  end if;
   return p_quote;
 end
 $$;
@@ -626,7 +620,8 @@ begin
       'tool_count', case jsonb_typeof(v_usage -> 'tool_calls')
         when 'array' then jsonb_array_length(v_usage -> 'tool_calls')
         else coalesce((v_usage ->> 'tool_calls')::numeric::bigint, 0) end),
-    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null)::ducto.cost_breakdown;
+    v_quote.resolved_model, v_quote.version, v_quote.plan_id, null,
+    v_quote.warnings)::ducto.cost_breakdown;
 end
 $$;
 comment on function ducto.calculate_cost is

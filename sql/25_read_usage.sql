@@ -203,6 +203,7 @@ declare
   v_name text;
   v_number numeric;
   v_usage jsonb := '{}';
+  v_as_it_is constant text := 'Pass what the provider returned as it is';
 begin
   if (p_found ->> 'cut')::boolean then
     perform ducto_private.invalid(
@@ -248,17 +249,16 @@ begin
       case jsonb_typeof(a.value) when 'number' then left(a.value #>> '{}', 100) end collate "C"
   loop
     if jsonb_typeof(v_value) <> 'number' then
-      perform ducto_private.invalid(format('%s must be a number, not %s', v_path, jsonb_typeof(v_value)),
-        'Pass what the provider returned as it is; quote no numbers.');
+      perform ducto_private.invalid(format('%s must be a number, not %s', v_path, jsonb_typeof(v_value)), v_as_it_is || '; quote no numbers.');
     end if;
     v_number := v_value::numeric;
     v_digits := left(v_number::text, 100);
     if v_number < 0 then
-      perform ducto_private.invalid(format('%s must not be negative: %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must not be negative: %s', v_path, v_digits), v_as_it_is || '.');
     elsif v_number >= 1000000000000000 and not p_fields -> 'times' ? v_path then
-      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_path, v_digits), v_as_it_is || '.');
     elsif v_number <> trunc(v_number) and not p_fields -> 'fractions' ? v_path then
-      perform ducto_private.invalid(format('%s must be whole, not %s', v_path, v_digits), 'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be whole, not %s', v_path, v_digits), v_as_it_is || '.');
     end if;
   end loop;
 
@@ -281,11 +281,10 @@ begin
     order by t.name collate "C"
   loop
     if v_number >= 1000000000000000 then
-      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_name, left(v_number::text, 100)),
-        'Pass what the provider returned as it is.');
+      perform ducto_private.invalid(format('%s must be below 10^15: %s', v_name, left(v_number::text, 100)), v_as_it_is || '.');
     elsif v_number > 0 then
       v_usage := v_usage || jsonb_build_object(v_name, ducto_private.rounded_up(
-        v_number, case v_name when 'audio_seconds' then 12 when 'provider_cost' then 30 else 0 end));
+        v_number, coalesce((p_fields #>> array['decimals', v_name])::integer, 0)));
     end if;
   end loop;
 
@@ -315,9 +314,8 @@ begin
   if p_api is not null then
     v_other := (
       select a.name
-      from jsonb_array_elements_text(v_fields -> 'order') with ordinality as a (name, place)
-      where v_fields #> array['apis', a.name, 'only_by_name'] = 'false'
-        and ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) is not null
+      from jsonb_array_elements_text(v_fields -> 'every') with ordinality as a (name, place)
+      where ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) is not null
       order by a.place
       limit 1);
   end if;
@@ -357,23 +355,16 @@ begin
     perform ducto_private.invalid(
       format('the body must be an object or a list of events, not %s', coalesce(jsonb_typeof(p_body), 'null')),
       'Pass what the provider returned, or its usage part; docs/usage.md lists the fields of each API.');
-  elsif p_api is null then
-    v_names := array(
-      select a.name
-      from jsonb_array_elements_text(v_fields -> 'order') with ordinality as a (name, place)
-      where v_fields #> array['apis', a.name, 'only_by_name'] = 'false'
-      order by a.place);
-  elsif v_fields -> 'names' ? p_api then
-    v_names := array(
-      select a.name
-      from jsonb_array_elements_text(v_fields #> array['names', p_api]) with ordinality as a (name, place)
-      order by a.place);
-  else
+  elsif not v_fields -> 'names' ? p_api then
     v_names := array(select k.name from jsonb_object_keys(v_fields -> 'names') as k (name) order by k.name collate "C");
     perform ducto_private.invalid(format('unknown API ''%s''', left(p_api, 100)),
       ducto_private.did_you_mean(left(p_api, 100), v_names, format('Use one of: %s.', array_to_string(v_names, ', '))));
   end if;
 
+  v_names := array(
+    select a.name
+    from jsonb_array_elements_text(coalesce(v_fields #> array['names', p_api], v_fields -> 'every')) with ordinality as a (name, place)
+    order by a.place);
   foreach v_name in array v_names loop
     v_one := ducto_private.find_usage(v_events, v_fields #> array['apis', v_name]);
     if v_one is not null then

@@ -391,7 +391,7 @@ begin
           then
             v_cost := ducto_private.evaluate(v_price.composed_id, v_request.usage, v_price.composed_rates) * v_terms.factor;
             if v_cost <= 0 then
-              v_cost := case when v_model not in ('', 'none') and v_request.usage @? 'strict $.* ? (@ > 0)' then 0 end;
+              v_cost := case when v_model not in ('', 'none') and v_request.usage - 'provider_cost' @? 'strict $.* ? (@ > 0)' then 0 end;
             end if;
           end if;
           if v_cost is null or v_cost > 9223372036854775807 then

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _import(arguments: argparse.Namespace) -> None:
     factor = None
     if (given.credits_per_usd or given.markup) and not given.costs:
         factor = multiply(given.credits_per_usd or Decimal(1), given.markup or Decimal(1))
-    source = f"the catalogue of genai-prices {catalog.package_version()}, prices of {selection.on}"
+    source = f"the catalogue of genai-prices {version('genai-prices')}, prices of {selection.on}"
     try:
         new = listfile.updated(
             text,

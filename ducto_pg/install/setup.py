@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
+from functools import reduce
 from hashlib import sha256
 from typing import Any, Protocol, TypedDict, Unpack, cast
 
@@ -19,9 +20,10 @@ from psycopg.rows import tuple_row
 
 from ducto_pg import __version__, exactjson
 from ducto_pg.errors import InvalidArgumentError
+from ducto_pg.formula import fields
 from ducto_pg.install import sqlfiles
 from ducto_pg.models import SetupResult
-from ducto_pg.usage import table as usage_fields
+from ducto_pg.usage import table
 
 Roles = str | Iterable[str]
 
@@ -127,10 +129,14 @@ def script(
     if "\0" in lock_timeout:
         raise InvalidArgumentError(f"not a lock_timeout: {lock_timeout!r}")
     migrations = sqlfiles.read("migrations")
+    shared = {
+        "{{version}}": __version__,
+        "{{usage_fields}}": table.as_json(),
+        "{{known_counts}}": ",".join(fields.KNOWN_COUNTS),
+        "{{part_limits}}": json.dumps({cached: fields.limits(cached) for cached in ("inside", "beside")}),
+    }
     behaviour = [
-        sqlfiles.SqlFile(
-            file.name, file.text.replace("{{version}}", __version__).replace("{{usage_fields}}", usage_fields.as_json())
-        )
+        sqlfiles.SqlFile(file.name, reduce(lambda text, one: text.replace(*one), shared.items(), file.text))
         for file in sqlfiles.read("sql")
     ]
     checksums = {file.name: file.checksum for file in migrations}

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ducto_pg.errors import DuctoError
 from ducto_pg.formula.fields import KNOWN_COUNTS
-from ducto_pg.pricing.lookup import LOWER, Lookup
+from ducto_pg.pricing.lookup import LOWER, SEPARATORS, Lookup
 from ducto_pg.spelling import nearest
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ OUR_NAMES = {
 REGIONS = ("us", "eu", "apac", "au", "jp", "ca")
 # Groq bills ten seconds at least; the catalogue says so in its program, not in its data.
 AT_LEAST_TEN_SECONDS = {("groq", "whisper-large-v3"), ("groq", "whisper-large-v3-turbo")}
-
-
-_SEPARATORS = ("-", "@", ":", "/", "_", ".")
 _DIRECTIONS = {"input": 0, "output": 1}
 
 
@@ -65,11 +61,6 @@ class PriceList:
     aliases: dict[str, str]
     metrics: dict[str, Decimal]
     remarks: list[str]
-
-
-def package_version() -> str:
-    """That of the catalogue."""
-    return version("genai-prices")
 
 
 def providers() -> "dict[str, Provider]":
@@ -173,8 +164,8 @@ def _lines(provider: "Provider", selection: Selection, known: "Mapping[str, Prov
         remarks = []
         if hours:
             remarks.append(f"{key}: the price of the provider's dearest hours; it takes less at others")
-        starts = [at for at in map(_start, _conditional(model)) if at and at > selection.on]
-        if starts:
+        starts = [getattr(constraint, "start_date", None) for constraint in _conditional(model)]
+        if starts := [start for start in starts if start and start > selection.on]:
             remarks.append(f"{key}: the catalogue has another price from {min(starts)} on")
         names = frozenset(name for counts, _ in terms for name in counts)
         if "cache_write_tokens" in names and "cache_write_1h_tokens" not in names and "claude" in model.id:
@@ -195,12 +186,9 @@ def _models(provider: "Provider", known: "Mapping[str, Provider]") -> "Iterator[
 
 def _price_on(model: "ModelInfo", day: date, context: dict[str, str]) -> "tuple[ModelPrice, bool]":
     """The price of a day; where it depends on the hour the dearest, and whether it does."""
-    hours = {time(12)}
-    for constraint in _conditional(model):
-        for name in ("start_time", "end_time"):
-            if at := getattr(constraint, name, None):
-                hours.add(at.replace(tzinfo=None))
-    moments = [datetime.combine(day, hour, UTC) for hour in sorted(hours)]
+    names = ("start_time", "end_time")
+    hours = [getattr(constraint, name, None) for constraint in _conditional(model) for name in names]
+    moments = [datetime.combine(day, hour.replace(tzinfo=UTC)) for hour in [time(12), *filter(None, hours)]]
     prices = [model.get_prices(moment, context or None) for moment in moments]
     differ = any(_terms(price) != _terms(prices[0]) for price in prices)
     return max(prices, key=lambda price: sum(_base(value) for value in _given(price).values())), differ
@@ -208,11 +196,6 @@ def _price_on(model: "ModelInfo", day: date, context: dict[str, str]) -> "tuple[
 
 def _conditional(model: "ModelInfo") -> list[Any]:
     return [price.constraint for price in model.prices] if isinstance(model.prices, list) else []
-
-
-def _start(constraint: Any) -> date | None:
-    start: date | None = getattr(constraint, "start_date", None)
-    return start
 
 
 def _applies(variant: Any, day: date, context: Mapping[str, str]) -> bool:
@@ -301,8 +284,7 @@ def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Looku
     everyone = [*chosen.values(), *others]
     asked = list({line.provider.id: line.provider for line in everyone}.values())
     names = {name.translate(LOWER): line.model for line in reversed(everyone) for name in names_of(line.model)}
-    found: dict[str, str] = {}
-    found |= {key.translate(LOWER): key for key in chosen if key != key.translate(LOWER)}
+    found = {key.translate(LOWER): key for key in chosen if key != key.translate(LOWER)}
     taken = {key.translate(LOWER) for key in chosen} | {name.translate(LOWER) for name in lookup.aliases}
     for key, line in sorted(chosen.items()):
         mine = dict(lookup.aliases)
@@ -313,7 +295,7 @@ def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Looku
             text = alias.removeprefix("*")
             if (
                 alias.translate(LOWER) in taken
-                or text.endswith(_SEPARATORS)
+                or text.endswith((*SEPARATORS, "."))
                 or Lookup(lookup.match, mine).find(text, {key, *lookup.aliases.values()})
             ):
                 continue

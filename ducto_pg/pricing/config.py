@@ -19,7 +19,7 @@ from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.language import MAX_DIGITS, Formula, is_metric_name, parse
 from ducto_pg.models import PlanDefinition, PricingConfigData
 from ducto_pg.pricing.coverage import UNREAD
-from ducto_pg.pricing.lookup import DEFAULT, LOWER, NO_MODEL
+from ducto_pg.pricing.lookup import DEFAULT, LOWER, NO_MODEL, SEPARATORS
 from ducto_pg.spelling import nearest
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def _check_model(key: str, path: str) -> None:
         raise ConfigError("means no model and is never looked up; use _default", path=path)
     if "*" in key:
         raise ConfigError(
-            f"a key is the name of a model, no pattern: name {key.strip('*').rstrip('-@:/_')!r} and say match: prefix, "
-            "or list the other names of a model under aliases",
+            f"a key is the name of a model, no pattern: name {key.strip('*').rstrip(SEPARATORS)!r} and say "
+            "match: prefix, or list the other names of a model under aliases",
             path=path,
         )
 

@@ -17,13 +17,13 @@ from ducto_pg.errors import (
     UnpricedUsageError,
 )
 from ducto_pg.formula.arithmetic import ZERO, add, multiply
-from ducto_pg.formula.fields import FURTHER_COUNTS, SEED_COUNTS, limits
+from ducto_pg.formula.fields import FURTHER_COUNTS, KNOWN_COUNTS, SEED_COUNTS, limits
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import MAX_BIGINT, CostBreakdown, PricingConfigData, UsageMetrics
 from ducto_pg.pricing import coverage
 from ducto_pg.pricing.config import TOKENS, check, credit_factor, load
 from ducto_pg.pricing.lookup import DEFAULT, NO_MODEL, Lookup
-from ducto_pg.spelling import nearest
+from ducto_pg.spelling import did_you_mean
 from ducto_pg.usage.reading import read_body
 
 
@@ -118,13 +118,14 @@ class PricingEngine:
         terms = self._terms.get(plan_id)
         if terms is None:
             plans = self._config.plans or {}
-            hint = _hint(str(plan_id), plans, "Add it to the config's plans.")
+            hint = did_you_mean(str(plan_id), plans, "Add it to the config's plans.")
             raise InvalidArgumentError(f"unknown plan {plan_id!r}", hint=hint)
         factor = terms.factor
         variables = self._variables(metrics)
         self._check_wholes(metrics)
         parts: dict[str, Decimal] = {}
         charged = set(self._free)
+        warnings: list[str] = []
 
         def credits(price: _Price, calls: int | None = None) -> Decimal:
             values = variables if calls is None else variables | {"tool_calls": Decimal(calls)}
@@ -137,19 +138,23 @@ class PricingEngine:
             return parts[price.path]
 
         resolved, price = self._model_price(metrics, terms.overrides)
-        model_credits = self._part(credits(price), price.path) if price else ZERO
+        model_credits = self._part(credits(price), price.path, warnings) if price else ZERO
         tools = _sum(credits(self._tools[name], calls) for name, calls in self._calls(metrics))
-        tool_credits = self._part(tools, "tools")
-        search_credits = self._part(credits(self._search), self._search.path) if self._search else ZERO
+        tool_credits = self._part(tools, "tools", warnings)
+        search = self._search
+        search_credits = self._part(credits(search), search.path, warnings) if search else ZERO
         cache_savings = credits(self._cache) if self._cache else ZERO
-        self._check_charged(metrics, charged)
+        self._check_charged(metrics, charged, warnings)
         fixed_credits = ZERO
         if metrics.fixed_job is not None:
             fixed_credits = parts[f"fixed.{metrics.fixed_job}"] = self._fixed_credits(metrics.fixed_job)
-        total = _at_least_zero(_sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
+        total = max(ZERO, _sum((model_credits, tool_credits, search_credits, fixed_credits, cache_savings)))
         if total > MAX_BIGINT:
             largest = max(parts, key=parts.__getitem__)
             raise OutOfRangeError(f"{largest}: the cost is beyond bigint", hint="Check the formula and the usage.")
+        named, said = (metrics.model or "") not in NO_MODEL, metrics.model_fields_set - {"model"} or metrics.model_extra
+        if named and "requests" not in charged and not (total and said) and _counts_nothing(metrics):
+            warnings.append("no_usage")
         return CostBreakdown(
             model_credits=model_credits,
             tool_credits=tool_credits,
@@ -165,6 +170,7 @@ class PricingEngine:
                 "output_tokens": metrics.output_tokens,
                 "tool_count": metrics.tool_count,
             },
+            warnings=list(dict.fromkeys(warnings)),
         )
 
     def calculate_batch(self, metrics_list: Iterable[UsageMetrics | Mapping[str, Any]]) -> list[CostBreakdown]:
@@ -176,7 +182,7 @@ class PricingEngine:
         for name in sorted(further):
             if name not in self._config.metrics:
                 known = (*UsageMetrics.model_fields, *self._config.metrics)
-                hint = _hint(name, known, "The config's metrics name what formulas may use besides the usual.")
+                hint = did_you_mean(name, known, "The config's metrics name what formulas may use besides the usual.")
                 raise UnknownMetricError(f"unknown metric '{name[:100]}'", hint=hint)
         values: dict[str, Decimal] = dict.fromkeys(FURTHER_COUNTS, ZERO)
         if (metrics.model or "") not in NO_MODEL:
@@ -188,12 +194,15 @@ class PricingEngine:
         }
         return values | self._config.metrics | given | further | {"tool_calls": Decimal(metrics.tool_count)}
 
-    def _part(self, value: Decimal, path: str) -> Decimal:
+    def _part(self, value: Decimal, path: str, warnings: list[str]) -> Decimal:
         """What is charged for a part of the price, which is not below 0."""
-        if value < 0 and self._config.unpriced == "refuse":
+        if value >= 0:
+            return value
+        if self._config.unpriced == "refuse":
             hint = "Mend the formula, or bound it: max(0, ...)."
             raise NegativePriceError(f"{path}: the price of this usage is below 0", hint=hint)
-        return value if value >= 0 else ZERO
+        warnings.append("negative_price")
+        return ZERO
 
     def _check_wholes(self, metrics: UsageMetrics) -> None:
         """That no part is larger than what it is a part of."""
@@ -207,17 +216,17 @@ class PricingEngine:
                 message = f"{parts} is more than the {whole} that it is a part of"
                 raise InvalidArgumentError(message, detail=f"{count} of {most}", hint=hint)
 
-    def _check_charged(self, metrics: UsageMetrics, charged: Collection[str]) -> None:
+    def _check_charged(self, metrics: UsageMetrics, charged: Collection[str], warnings: list[str]) -> None:
         """That each count is charged by a formula, or free."""
-        if self._config.unpriced == "warn":
-            return
-        given = {name: getattr(metrics, name) for name in (*SEED_COUNTS, *FURTHER_COUNTS) if name != "tool_calls"}
-        missing = [
-            name for name, count in (given | (metrics.model_extra or {})).items() if count and name not in charged
-        ]
+        given = {name: getattr(metrics, name) for name in KNOWN_COUNTS if name != "tool_calls"} | (
+            metrics.model_extra or {}
+        )
+        missing = [name for name, count in given.items() if count and name not in charged]
         if coverage.UNREAD not in charged:
             missing += [f"{coverage.UNREAD}.{path}" for path, count in metrics.unread.items() if count]
-        if missing:
+        if missing and self._config.unpriced == "warn":
+            warnings.append("unpriced_usage")
+        elif missing:
             hint = "Name it in a formula of the config, or list it under free."
             raise UnpricedUsageError(f"no formula of this price names {', '.join(sorted(missing))}", hint=hint)
 
@@ -242,7 +251,7 @@ class PricingEngine:
                     return resolved, prices[resolved]
         price = overrides.get(DEFAULT) or self._models.get(DEFAULT)
         if price is None and name not in NO_MODEL:
-            hint = _hint(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
+            hint = did_you_mean(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
             raise UnknownModelError(f"unknown model '{name}'", hint=hint)
         if price is None and any(getattr(metrics, token) for token in TOKENS):
             raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")
@@ -250,7 +259,7 @@ class PricingEngine:
 
     def _fixed_credits(self, job: str) -> Decimal:
         if job not in self._config.fixed:
-            hint = _hint(job, self._config.fixed, "Add it to the config's fixed.")
+            hint = did_you_mean(job, self._config.fixed, "Add it to the config's fixed.")
             raise UnknownJobError(f"unknown job '{job}'", hint=hint)
         return Decimal(self._config.fixed[job])
 
@@ -262,8 +271,11 @@ def _sum(values: Iterable[Decimal]) -> Decimal:
     return total
 
 
-def _at_least_zero(value: Decimal) -> Decimal:
-    return value if value > 0 else ZERO
+def _counts_nothing(metrics: UsageMetrics) -> bool:
+    """Whether a usage has no job and no count above 0."""
+    counts = metrics.to_usage()
+    unread = counts.pop("unread", {})
+    return not any(unread.values()) and not any(counts[name] for name in counts.keys() - {"model", "provider_cost"})
 
 
 def _usage(data: Mapping[str, Any], *, cached_beside: bool) -> UsageMetrics:
@@ -279,8 +291,3 @@ def _usage(data: Mapping[str, Any], *, cached_beside: bool) -> UsageMetrics:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))
         raise InvalidArgumentError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-def _hint(name: str, known: Iterable[str], otherwise: str) -> str:
-    suggestion = nearest(name, known)
-    return f"did you mean {suggestion}?" if suggestion else otherwise

@@ -49,7 +49,8 @@ def updated(
     if old is None:
         new = replace(new, "factor", f"{trim_scale(factor or Decimal(1)):f}")
     elif factor is not None and factor != old.factor:
-        _check_factor(old, prices, imported=command_of(text) is not None)
+        if command_of(text) is None:
+            _check_factor(old, prices)
         new = replace(new, "factor", f"{trim_scale(factor):f}")
     before: Mapping[str, str] = getattr(old, section) if old else {}
     lines = {key: formula(key, line) for key, line in prices.models.items() if before.get(key) != line}
@@ -78,13 +79,9 @@ def _header(arguments: Sequence[str], source: str, section: str) -> str:
     )
 
 
-def _check_factor(old: PricingConfigData, prices: PriceList, *, imported: bool) -> None:
-    if imported:
-        return
-    plans = (old.plans or {}).values()
-    texts = [old.models.keys() - prices.models.keys(), old.tools, old.search, old.cache]
-    texts += [plan.rate_overrides or {} for plan in plans]
-    if any(texts):
+def _check_factor(old: PricingConfigData, prices: PriceList) -> None:
+    overrides = [plan.rate_overrides for plan in (old.plans or {}).values()]
+    if any([old.models.keys() - prices.models.keys(), old.tools, old.search, old.cache, *overrides]):
         raise DuctoError(
             "a new factor would change what the formulas written by hand cost: write them in USD and say the factor in "
             "the file first, or import under costs (--costs)"

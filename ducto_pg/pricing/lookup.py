@@ -8,7 +8,7 @@ from string import ascii_lowercase, ascii_uppercase
 DEFAULT = "_default"
 NO_MODEL = ("", "none")
 
-_SEPARATORS = "-@:/_"
+SEPARATORS = "-@:/_"
 # Dates and revisions, as providers append them to the name of a model. One may begin another, so each is tried by
 # itself: as one pattern they would take a time exponential in the length of an unlucky name.
 _DATED = [
@@ -33,10 +33,10 @@ def allows_rest(match: str, name: str, start: int) -> bool:
     """Whether a config's match allows the rest of a name, after a key: dates and revisions, anything after a
     separator, or nothing."""
     if match == "prefix":
-        return name[start : start + 1] in tuple(_SEPARATORS)
+        return name[start : start + 1] in tuple(SEPARATORS)
     ends = {start}
     for place in range(start, len(name) if match == "dated" else start):
-        if place in ends and name[place] in _SEPARATORS:
+        if place in ends and name[place] in SEPARATORS:
             ends.update(found.end() for item in _DATED if (found := item.match(name, place + 1)))
     return start < len(name) in ends
 

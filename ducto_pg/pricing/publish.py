@@ -15,6 +15,7 @@ from sqlglot import exp
 
 from ducto_pg import exactjson
 from ducto_pg.formula.arithmetic import trim_scale
+from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.formula.generator import Function, compile_function, compile_sum, text
 from ducto_pg.formula.language import Formula
 from ducto_pg.models import PricingConfigData
@@ -27,6 +28,10 @@ _HEADER = """\
 -- Run it where ducto_pg is set up (ducto-pg setup, or ducto-pg sql).
 
 """
+
+_ROW: dict[str, Any] = dict.fromkeys(
+    ("section", "key", "formula_id", "rates", "composed_id", "composed_rates", "prefixes", "covers")
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class _Compiler:
             if part:
                 self.add(section, SECTION_KEYS[section], part, coverage.of_part(part, config))
         for job, credits in config.fixed.items():
-            self.prices.append(_row("fixed", job, rates=[credits]))
+            self.prices.append(_ROW | {"section": "fixed", "key": job, "rates": [credits]})
 
     def kept(self, function: Function) -> tuple[int, list[Decimal]]:
         """The id of a formula, whose body is kept, and its rates."""
@@ -133,8 +138,8 @@ class _Compiler:
     def add(self, section: str, key: str, formula: Formula, covers: Iterable[str]) -> dict[str, Any]:
         """The row of a price."""
         formula_id, rates = self.kept(compile_function(formula.tree, self.config.metrics))
-        row = _row(section, key, formula_id=formula_id, rates=rates, covers=sorted(covers))
-        self.prices.append(row)
+        own = {"section": section, "key": key, "formula_id": formula_id, "rates": rates, "covers": sorted(covers)}
+        self.prices.append(row := _ROW | own)
         return row
 
     def add_models(self, section: str, formulas: Mapping[str, Formula]) -> None:
@@ -158,7 +163,7 @@ class _Compiler:
         for part in (self.formulas.search, self.formulas.cache):
             covers |= coverage.of_part(part, config)
         shared = {
-            "metrics": sorted(config.metrics),
+            "metrics": sorted(config.metrics.keys() - {*KNOWN_COUNTS}),
             "covers": sorted(covers),
             "match": config.match,
             "aliases": config.aliases or None,
@@ -193,26 +198,6 @@ class _Compiler:
             for plan in (config.plans or {}).values()
         ]
         return [none | shared, *plans]
-
-
-def _row(
-    section: str,
-    key: str,
-    *,
-    rates: Iterable[Decimal | int],
-    formula_id: int | None = None,
-    covers: list[str] | None = None,
-) -> dict[str, Any]:
-    return {
-        "section": section,
-        "key": key,
-        "formula_id": formula_id,
-        "rates": list(rates),
-        "composed_id": None,
-        "composed_rates": None,
-        "prefixes": None,
-        "covers": covers,
-    }
 
 
 def _overrides(plan_id: str) -> str:

@@ -8,13 +8,14 @@ body's own total where that of any is. `_read` adds the counts up.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from enum import Enum
 from typing import Any, NoReturn
 
 from ducto_pg import exactjson
 from ducto_pg.errors import InvalidArgumentError
 from ducto_pg.models import MAX_USAGE, UsageMetrics
+from ducto_pg.spelling import did_you_mean
 from ducto_pg.usage import table
 
 _EXACT = Context(prec=200_000)
@@ -23,7 +24,7 @@ _STREAM = (
     '{"include_usage": true}. Pass all of its events; where there is no more, charge what you know yourself.'
 )
 _BODY = "Pass what the provider returned, or its usage part; docs/usage.md lists the fields of each API."
-_AS_IT_IS = "Pass what the provider returned as it is."
+_AS_IT_IS = "Pass what the provider returned as it is"
 
 
 def read(body: Any, api: str | None = None, model: str | None = None) -> UsageMetrics:
@@ -46,22 +47,16 @@ def read_body(
     if not isinstance(body, dict | list):
         _refuse(f"the body must be an object or a list of events, not {_kind(body)}", _BODY)
     fields = table.expanded()
-    every = [name for name, known in fields["apis"].items() if not known["only_by_name"]]
     if api is not None and api not in fields["names"]:
-        from ducto_pg.spelling import nearest
-
-        close = nearest(api[:100], fields["names"])
-        known = ", ".join(sorted(fields["names"]))
-        _refuse(f"unknown API '{api[:100]}'", f"did you mean {close}?" if close else f"Use one of: {known}.")
-    wanted = every if api is None else fields["names"][api]
-    found = {name: _find(events, fields["apis"][name]) for name in wanted}
-    candidates = [name for name in wanted if found[name].known]
-    if not candidates:
-        others = [name for name in every if api is not None and _find(events, fields["apis"][name]).known]
+        one_of = f"Use one of: {', '.join(sorted(fields['names']))}."
+        _refuse(f"unknown API '{api[:100]}'", did_you_mean(api[:100], fields["names"], one_of))
+    wanted = fields["every"] if api is None else fields["names"][api]
+    found = {name: one for name in wanted if (one := _find(events, fields["apis"][name]))}
+    if not found:
+        others = [name for name in fields["every"] if api is not None and _find(events, fields["apis"][name])]
         _no_usage(body, events, api, others)
-    unknown = {name: found[name].unknown for name in candidates}
-    candidates = [name for name in candidates if unknown[name] == min(unknown.values())]
-    readings = {name: _read(found[name], model) for name in candidates}
+    least = min(one.unknown for one in found.values())
+    readings = {name: _read(one, model) for name, one in found.items() if one.unknown == least}
     agreeing = {name: usage for name, usage in readings.items() if _adds_up(usage, found[name])}
     readings = agreeing or readings
     first, usage = next(iter(readings.items()))
@@ -115,25 +110,17 @@ class _Found:
     """What the events say of the usage, in the words of one API."""
 
     api: dict[str, Any]
-    usage: dict[str, Any]
     models: list[Any]
     answers: int
     cut: bool
     parts: list[dict[str, Any]]
     nodes: dict[str, list[Any]]
-
-    @property
-    def known(self) -> bool:
-        return _is_known(self.usage, self.api)
-
-    @property
-    def unknown(self) -> int:
-        """How many numbers the API does not know."""
-        known = {*self.api["counted"], *self.api["no_count"], *self.api["unread"]}
-        return sum(_is_number(value) for path, values in self.nodes.items() if path not in known for value in values)
+    unknown: int
+    """How many numbers the API does not know."""
 
 
-def _find(events: list[Any], api: dict[str, Any]) -> _Found:
+def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
+    """None where the API does not know it."""
     usage: dict[str, Any] = {}
     models: list[Any] = []
     answers, types = set(), set()
@@ -157,6 +144,8 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found:
             models.append(model)
         ids = [where.get(key) for where in (holder, event) for key in ("id", "responseId", "response_id")]
         answers.add(next((own for own in ids if isinstance(own, str) and own), None))
+    if not _is_known(usage, api):
+        return None
     parts: list[dict[str, Any]] = []
     if api["parts"] and isinstance(listed := _at(usage, api["parts"]["at"]), list):
         parts = [part for part in listed if isinstance(part, dict)]
@@ -166,14 +155,15 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found:
     nodes: dict[str, list[Any]] = {}
     for path, value in (node for told in (usage, *added) for node in _walk(told)):
         nodes.setdefault(path, []).append(value)
+    known = {*api["counted"], *api["no_count"], *api["unread"]}
     return _Found(
         api=api,
-        usage=usage,
         models=models,
         answers=len(answers - {None}),
         cut=bool(stream) and stream["begins"] in types and stream["ends"] not in types,
         parts=parts,
         nodes=nodes,
+        unknown=sum(_is_number(value) for path, values in nodes.items() if path not in known for value in values),
     )
 
 
@@ -210,8 +200,8 @@ def _read(found: _Found, model: str | None) -> dict[str, Any]:
             usage[name] = _EXACT.add(usage.get(name, Decimal(0)), max(sums))
     for name in sorted(usage.keys() - {"model"}):
         if usage[name] >= MAX_USAGE:
-            _refuse(f"{name} must be below 10^15: {_digits(usage[name])}", _AS_IT_IS)
-        usage[name] = _rounded(usage[name], table.FRACTIONS.get(name, 0))
+            _refuse(f"{name} must be below 10^15: {_digits(usage[name])}", f"{_AS_IT_IS}.")
+        usage[name] = _rounded(usage[name], api["decimals"].get(name, 0))
     known = {*api["counted"], *api["no_count"]}
     strange = {
         path: _sum(_decimal(value) for value in values if _is_number(value) and value > 0)
@@ -234,16 +224,16 @@ def _number(path: str, values: list[Any], api: dict[str, Any]) -> Decimal:
     fraction = path in api["fractions"]
     for value in sorted(values, key=lambda value: (_kind(value), _digits(value) if _is_number(value) else "")):
         if not _is_number(value):
-            _refuse(f"{path} must be a number, not {_kind(value)}", f"{_AS_IT_IS[:-1]}; quote no numbers.")
+            _refuse(f"{path} must be a number, not {_kind(value)}", f"{_AS_IT_IS}; quote no numbers.")
         if isinstance(value, float) and not fraction and not (api["float_counts"] and value.is_integer()):
-            _refuse(f"{path} is a float, which is not exact: {value!r}", f"{_AS_IT_IS[:-1]}; counts are whole.")
+            _refuse(f"{path} is a float, which is not exact: {value!r}", f"{_AS_IT_IS}; counts are whole.")
         number = _decimal(value)
         if number < 0:
-            _refuse(f"{path} must not be negative: {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must not be negative: {_digits(number)}", f"{_AS_IT_IS}.")
         if number >= MAX_USAGE and path not in api["times"]:
-            _refuse(f"{path} must be below 10^15: {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must be below 10^15: {_digits(number)}", f"{_AS_IT_IS}.")
         if not fraction and number != int(number):
-            _refuse(f"{path} must be whole, not {_digits(number)}", _AS_IT_IS)
+            _refuse(f"{path} must be whole, not {_digits(number)}", f"{_AS_IT_IS}.")
     return _EXACT.multiply(_sum(map(_decimal, values)), Decimal(api["times"].get(path, 1)))
 
 
@@ -326,14 +316,8 @@ def _sum(numbers: Iterable[Decimal]) -> Decimal:
 
 def _rounded(number: Decimal, decimals: int) -> int | Decimal:
     """Up to so many decimals; whole numbers are ints."""
-    _, digits, exponent = number.as_tuple()
-    whole = int("".join(map(str, digits)))
-    beyond = -int(exponent) - decimals
-    if beyond > 0:
-        whole, exponent = -(-whole // 10**beyond), -decimals
-    text = format(Decimal((0, tuple(map(int, str(whole))), int(exponent))), "f")
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return Decimal(text) if "." in text else int(text)
+    rounded = number.quantize(Decimal((0, (1,), -decimals)), ROUND_CEILING, _EXACT)
+    return int(rounded) if rounded == int(rounded) else Decimal(f"{rounded:f}".rstrip("0"))
 
 
 def _kind(value: Any) -> str:

@@ -1,9 +1,10 @@
 """The table of fields that SQL and Python share: what each API calls a count, and which counts of ours that is.
 
-`fields.json` holds, for each API (named after its provider and what it does):
+For all APIs `fields.json` holds what lies next to the usage part and counts too (`beside`), which of our counts are
+not whole (`decimals`: how many are kept) and what is no count (`no_count`); and for each API, named after its provider
+and what it does:
 
-- `usage`: where the usage part lies in a whole answer or event (`beside`, for all APIs: what lies next to it and counts
-  too); `model`: where the model's name lies besides `model`.
+- `usage`: where the usage part lies in a whole answer or event; `model`: where the model's name lies besides `model`.
 - `needs`: the fields, all of a line, by which such a usage is known.
 - `counts`: a field and the counts of ours that it is added to. `a|b` is one count under several names, of which the
   greatest is taken, `a+b` a sum, `list[AUDIO].n` the `n` of the elements of a list whose modality, ttl or type is
@@ -25,9 +26,6 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-FRACTIONS = {"audio_seconds": 12, "provider_cost": 30}
-"""What is no whole count, and the decimals that are kept of it."""
-
 
 @cache
 def source() -> dict[str, Any]:
@@ -38,22 +36,20 @@ def source() -> dict[str, Any]:
 
 @cache
 def expanded() -> dict[str, Any]:
-    """`names`: each API, provider and alias with the APIs that it means. `apis`: each API as it is read."""
+    """`names`: each API, provider and alias with the APIs that it means. `apis`: each API as it is read. `every`: those
+    that are tried where none is named, in this order."""
     apis = {name: _expand(name) for name in source()["apis"]}
     names: dict[str, list[str]] = {name: [name] for name in apis}
-    for name, api in apis.items():
-        if not api["only_by_name"]:
-            names.setdefault(name.partition("_")[0], []).append(name)
+    every = [name for name in apis if not source()["apis"][name].get("only_by_name")]
+    for name in every:
+        names.setdefault(name.partition("_")[0], []).append(name)
     names |= {alias: names[name] for alias, name in source()["aliases"].items()}
-    return {"names": names, "apis": apis}
+    return {"names": names, "every": every, "apis": apis}
 
 
 def as_json() -> str:
     """`expanded()` as text, a line for each API."""
-    table = expanded()
-    apis = ",\n".join(f"{json.dumps(name)}: {json.dumps(api)}" for name, api in table["apis"].items())
-    order = json.dumps(list(table["apis"]))
-    return f'{{"names": {json.dumps(table["names"])},\n"order": {order},\n"apis": {{\n{apis}}}}}'
+    return json.dumps(expanded()).replace('}, "', '},\n"')
 
 
 def _written(name: str) -> dict[str, Any]:
@@ -69,48 +65,35 @@ def _written(name: str) -> dict[str, Any]:
 
 def _expand(name: str) -> dict[str, Any]:
     api = _written(name)
-    snake = "spelling" in api
-    spelled = _both if snake else lambda names: names
+    spelled = _both if "spelling" in api else lambda names: names
     counts = [
-        {
-            "of": [alternative.split("+") for alternative in spelled(fields.split("|"))],
-            "to": names.split(),
-        }
+        {"of": [alternative.split("+") for alternative in spelled(fields.split("|"))], "to": names.split()}
         for fields, names in api["counts"].items()
     ]
-    counted = {path for count in counts for alternative in count["of"] for path in alternative}
-    held = {*spelled(api.get("no_count", [])), *spelled([api["total"]] if "total" in api else [])}
+    decimals = source()["decimals"]
+    targets = {path: {*count["to"]} for count in counts for alternative in count["of"] for path in alternative}
+    total = spelled([api["total"]] if "total" in api else [])
+    held = {*source()["no_count"], *spelled(api.get("no_count", [])), *total}
     return {
         "usage": spelled(api["usage"]),
         "beside": source()["beside"],
         "model": ["model", *spelled(api.get("model", []))],
         "needs": [line.split() for line in spelled(api["needs"])],
-        "total": spelled([api["total"]]) if "total" in api else [],
+        "total": total,
         "counts": counts,
         "times": api.get("times", {}),
-        "counted": sorted(counted),
-        "fractions": sorted(
-            {
-                path
-                for count in counts
-                if {*count["to"]} & {*FRACTIONS}
-                for alternative in count["of"]
-                for path in alternative
-            }
-        ),
-        "no_count": sorted(held - counted),
+        "counted": sorted(targets),
+        "fractions": sorted(path for path, names in targets.items() if names & {*decimals}),
+        "decimals": decimals,
+        "no_count": sorted(held - {*targets}),
         "unread": sorted(api.get("unread", [])),
         "stream": api.get("stream"),
         "parts": api.get("parts"),
-        "only_by_name": api.get("only_by_name", False),
         "float_counts": api.get("float_counts", False),
     }
 
 
 def _both(names: list[str]) -> list[str]:
     """Names in camel case, and the same in snake case."""
-    return list(dict.fromkeys([*names, *(re.sub(r"(?<=[a-z0-9])([A-Z])", _lower, name) for name in names)]))
-
-
-def _lower(letter: re.Match[str]) -> str:
-    return f"_{letter[1].lower()}"
+    snake = [re.sub(r"(?<=[a-z0-9])[A-Z]", lambda letter: f"_{letter[0].lower()}", name) for name in names]
+    return list(dict.fromkeys([*names, *snake]))

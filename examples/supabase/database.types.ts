@@ -478,7 +478,7 @@ export type Database = {
                       },"check_feature_result": {
                         "user_id": string | null,"feature": string | null,"value": Json | null,"has_feature": boolean | null,"error": string | null,"revision": number | null
                       },"cost_breakdown": {
-                        "model_credits": number | null,"tool_credits": number | null,"search_credits": number | null,"cache_savings": number | null,"fixed_credits": number | null,"total": number | null,"breakdown": Json | null,"resolved_model": string | null,"pricing_version": number | null,"plan_id": string | null,"error": string | null
+                        "model_credits": number | null,"tool_credits": number | null,"search_credits": number | null,"cache_savings": number | null,"fixed_credits": number | null,"total": number | null,"breakdown": Json | null,"resolved_model": string | null,"pricing_version": number | null,"plan_id": string | null,"error": string | null,"warnings": (string)[] | null
                       },"create_team_result": {
                         "team_id": string | null,"name": string | null,"idempotent": boolean | null,"error": string | null,"revision": number | null
                       },"daily_spend_row": {

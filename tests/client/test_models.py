@@ -101,7 +101,7 @@ CostBreakdown: model_credits Decimal = Decimal(0); tool_credits Decimal = Decima
 CostBreakdown: search_credits Decimal = Decimal(0)
 CostBreakdown: cache_savings Decimal = Decimal(0); fixed_credits Decimal = Decimal(0); total Decimal = Decimal(0)
 CostBreakdown: resolved_model str | None = None; pricing_version int | None = None; plan_id str | None = None
-CostBreakdown: breakdown dict[str, Any] = {}
+CostBreakdown: breakdown dict[str, Any] = {}; warnings list[str] = []
 Event: event_id str = ""; type str = ""; account_id str = ""; payload dict[str, Any] = {}; attempts int = 0
 Event: created_at datetime | None = None
 Explanation: transaction_id str = ""; account_id str = ""; cost Decimal | None = None

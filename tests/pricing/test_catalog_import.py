@@ -1,6 +1,6 @@
 """`ducto-pg pricing import`: each line priced as the catalogue prices it, names served by no other model's line, files.
 
-The bodies are those of `tests/usage`: test data of pydantic/genai-prices with what an older catalogue took for them.
+The bodies are those of `provider_bodies`, with what an older catalogue took for them.
 """
 
 import re
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import psycopg
 import pytest
 from genai_prices.data_units import unit_data
 from genai_prices.types import ModelInfo, ModelPrice, Provider, Usage
-from places import ROOT, SHARED
+from places import ROOT
+from provider_bodies import ALL, SAMPLE, bodies, own_api, their_name, they_read_it_so
 
 from ducto_pg import CreditManager, PricingEngine, exactjson
 from ducto_pg.cli import main
@@ -30,7 +32,6 @@ from ducto_pg.pricing.catalog import (
     PriceList,
     Selection,
     names_of,
-    package_version,
     price_list,
     providers,
     texts,
@@ -44,8 +45,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 TODAY = date(2026, 11, 28)
 EXAMPLE = ROOT / "examples" / "prices.yaml"
-SAMPLE = ROOT / "tests" / "usage" / "data" / "provider_usage.json"
-BODIES = SHARED / "data" / "provider_usage_priced.json"
 # The day that an older catalogue priced the bodies of the collection.
 PRICED_ON = date(2026, 8, 1)
 EVERY = sorted(providers())
@@ -254,21 +253,17 @@ def test_prefixes_and_deployments_are_aliases_of_ones_own() -> None:
     ("collection", "prices", "priced"),
     [
         pytest.param(SAMPLE, 40, 30, id="sample"),
-        pytest.param(BODIES, 1409, 600, id="all", marks=pytest.mark.skipif(not BODIES.exists(), reason="not here")),
+        pytest.param(ALL, 1409, 600, id="all", marks=pytest.mark.skipif(not ALL.exists(), reason="not here")),
     ],
 )
 def test_bodies_cost_what_the_third_party_says(conn: Connection, collection: Path, prices: int, priced: int) -> None:
     """For each body, read by its own API, and each provider whose price the third party gives for that reading."""
-    sys.path.append(str(ROOT / "tests" / "usage"))
-    from test_read_usage import THEIRS, bodies, own_api
-
     versions: dict[str, int] = {}
     same, unresolved, moved, two = Counter[str](), set[tuple[str, str]](), Counter[str](), 0
     seen = set()
     with CreditManager(conn) as manager:
         for number, entry in enumerate(bodies(collection)):
             body, api, model = entry["body"], own_api(entry["body"]), entry.get("model")
-            flavor = THEIRS[api] if "meta" not in body else "cohere:embeddings"
             try:
                 usage = read_body(body, api, model, False)
             except InvalidArgumentError:
@@ -276,12 +271,12 @@ def test_bodies_cost_what_the_third_party_says(conn: Connection, collection: Pat
                 continue
             usage.pop("web_search_calls", None)  # They tell input and output only.
             for reading in entry["extracted"]:
-                if flavor not in [f"{one['provider_id']}:{one['api_flavor']}" for one in reading["extractors"]]:
+                if not they_read_it_so(reading, their_name(body)):
                     continue
                 for one in reading["extractors"]:
                     provider = one["provider_id"]
                     todays = now(providers()[provider], usage)
-                    theirs = told(one) if collection == BODIES else todays
+                    theirs = told(one) if collection == ALL else todays
                     if theirs is None:
                         continue
                     listing, engine = listed(provider, PRICED_ON)
@@ -349,7 +344,7 @@ def test_the_example_is_made_by_its_command(tmp_path: Path, capsys: pytest.Captu
     assert main(["pricing", "import", *arguments, "--on", head[2], "-o", str(made)]) == 0
     capsys.readouterr()
     example, again = load(EXAMPLE), load(made)
-    if package_version() == head[1]:
+    if version("genai-prices") == head[1]:
         assert (example.models, example.aliases, example.metrics) == (again.models, again.aliases, again.metrics)
     assert example.factor == 1250
 

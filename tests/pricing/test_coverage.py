@@ -44,49 +44,42 @@ class Shop:
 
     def asked(self, usage: Mapping[str, Any], user: str = "ann") -> Answer:
         """What a usage costs: the engine, calculate_cost, a hold and a charge give one answer."""
-        text = exactjson.dumps(usage)
+        asked = (exactjson.dumps(usage), user)
         mine = self.offline(usage, user)
-        quoted = self.row(
-            "select c.resolved_model, c.total::text from ducto.calculate_cost(%s::jsonb, %s) as c", text, user
-        )
-        assert quoted == mine
-        charged: Answer
+        query = "select c.resolved_model, c.total::text, c.warnings from ducto.calculate_cost(%s::jsonb, %s) as c"
+        assert self.row(query, *asked) == mine
         with self.conn.transaction(force_rollback=True):
             row = self.row(
-                "select d.error, d.transaction_id, d.warnings from ducto.deduct(%s, %s::jsonb) as d", user, text
+                "select d.error, d.transaction_id, d.warnings from ducto.deduct(%s, %s::jsonb) as d", *asked[::-1]
             )
             if len(row) == 3:
                 assert row[0] is None
-                model, cost = self.row(
-                    "select t.resolved_model, t.cost::text from ducto.get_transaction(%s) as t", row[1]
-                )
-                charged = (model, cost, tuple(row[2] or ()))
-            else:
-                charged = (row[0], row[1])
-        assert charged[:2] == mine
+                query = "select t.resolved_model, t.cost::text from ducto.get_transaction(%s) as t"
+                row = (*self.row(query, row[1]), row[2])
+            assert row == mine
         with self.conn.transaction(force_rollback=True):
             row = self.row(
-                "select h.error, h.reservation_id, h.warnings from ducto.reserve(%s, %s::jsonb) as h", user, text
+                "select h.error, h.reservation_id, h.warnings from ducto.reserve(%s, %s::jsonb) as h", *asked[::-1]
             )
             if len(row) == 3:
                 query = "select r.resolved_model, r.held from ducto_private.holds as r where r.hold_id = %s"
-                assert self.row(query, row[1]) == (mine[0], ceil(Decimal(mine[1])))
-                assert tuple(row[2] or ()) == charged[-1]
+                assert (*self.row(query, row[1]), row[2]) == (mine[0], ceil(Decimal(mine[1])), mine[-1])
             else:
                 assert row == mine
-        return charged
+        return mine
 
-    def offline(self, usage: Mapping[str, Any], user: str) -> tuple[Any, ...]:
+    def offline(self, usage: Mapping[str, Any], user: str) -> Answer:
         plan = USERS[user] if USERS[user] in (self.engine.pricing_schema().plans or {}) else None
         try:
             found = self.engine.calculate(usage, plan)
         except DuctoError as error:
             return error.code, plain(error.message)
-        return found.resolved_model, format(found.total, "f")
+        return found.resolved_model, format(found.total, "f"), tuple(found.warnings)
 
     def row(self, query: str, *values: str) -> tuple[Any, ...]:
         try:
-            return self.conn.execute(query.encode(), values).fetchone() or ()
+            *row, last = self.conn.execute(query.encode(), values).fetchone() or ()
+            return (*row, tuple(last or ()) if "warnings" in query else last)
         except psycopg.Error as error:
             return error.sqlstate, plain(error.diag.message_primary or "")
 
@@ -261,10 +254,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Answer]] = {
     "both, told": (
         models("output_tokens - input_tokens", unpriced="warn"), USED | {"images": 1},
         ("m", "0", ("negative_price", "unpriced_usage"))),
+    "two below zero, told once": (
+        models("output_tokens - input_tokens", unpriced="warn", search={"costs": "-output_tokens"}), USED,
+        ("m", "0", ("negative_price",))),
     # no usage
     "no count": (models(), M, ("m", "0", ("no_usage",))),
     "no count above zero": (models(), M | {"input_tokens": 0}, ("m", "0", ("no_usage",))),
     "no model and no count": (models(), {}, (None, "0", ())),
+    "no count, at a price of its own": (models("input_tokens + 7"), M, ("m", "7", ("no_usage",))),
+    "a provider's cost is no count": (models(), M | {"provider_cost": 3}, ("m", "0", ("no_usage",))),
+    "an unread zero is no count": (models(), M | {"unread": {"x": 0}}, ("m", "0", ("no_usage",))),
+    "a job is a use": (models(fixed={"j": 7}), M | {"fixed_job": "j"}, ("m", "7", ())),
+    "a tool that is free is a use": (models(), M | {"tool_calls": ["a"]}, ("m", "0", ())),
     # free
     "free": (models("input_tokens", free=["output_tokens"]), USED, ("m", "100", ())),
     "a free whole frees its parts": (
