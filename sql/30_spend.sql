@@ -77,13 +77,37 @@ begin
 end
 $$;
 
--- What is asked, checked as far as that needs no account and no price, its usage without nulls.
-create or replace function ducto_private.checked_request(p_request ducto_private.request) returns ducto_private.request
+-- The version whose prices count a body of a request: that of the first answer under its key, of its hold, or of its time; null
+-- for the active one.
+create or replace function ducto_private.counting_version(p_request ducto_private.request, p_account_id text) returns integer
+language plpgsql stable
+as $$
+begin
+  return coalesce(
+    (select t.pricing_version
+    from ducto_private.transactions as t
+    where p_request.action = 'charge' and t.account_id = p_account_id
+      and hashtextextended(t.idempotency_key, 0) = hashtextextended(p_request.key, 0) and t.idempotency_key = p_request.key),
+    (select h.pricing_version
+    from ducto_private.holds as h
+    where h.hold_id = ducto_private.to_id(p_request.hold_id) and h.account_id = p_account_id),
+    case when p_request.occurred_at < clock_timestamp() then ducto_private.version_at(p_request.occurred_at) end,
+    (select h.pricing_version
+    from ducto_private.hold_keys as k
+    join ducto_private.holds as h on h.hold_id = k.hold_id and h.account_id = k.account_id
+    where p_request.action = 'hold' and k.account_id = p_account_id and k.idempotency_key = p_request.key));
+end
+$$;
+
+-- What is asked, checked as far as that needs no price, its usage without nulls.
+create or replace function ducto_private.checked_request(p_request ducto_private.request, p_account_id text)
+returns ducto_private.request
 language plpgsql stable
 as $$
 begin
   if p_request.amount is null and p_request.job is null then
-    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage));
+    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage,
+      case when p_request.usage ? 'body' then ducto_private.counting_version(p_request, p_account_id) end));
   end if;
   perform ducto_private.check_short(p_request.model, 'p_model');
   perform ducto_private.check_key(p_request.key);
@@ -256,7 +280,7 @@ begin
             is not true
           then
             begin
-              v_request := ducto_private.checked_request(v_request);
+              v_request := ducto_private.checked_request(v_request, p_account_id);
               v_model := coalesce(v_request.model, v_request.usage ->> 'model');
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);

@@ -18,6 +18,7 @@ from ducto_pg.models import MAX_USAGE, UsageMetrics
 from ducto_pg.usage import table
 
 _EXACT = Context(prec=200_000)
+_IDS = ("id", "responseId", "response_id", "item_id")
 _STREAM = (
     "The stream was cut before its usage, or was not asked for it: OpenAI's needs stream_options "
     '{"include_usage": true}. Pass all of its events; where there is no more, charge what you know yourself.'
@@ -57,8 +58,9 @@ def read_body(
     found = {name: _find(events, fields["apis"][name]) for name in wanted}
     candidates = [name for name in wanted if found[name].known]
     if not candidates:
-        others = [name for name in every if api is not None and _find(events, fields["apis"][name]).known]
-        _no_usage(body, events, api, others)
+        others = {name: _find(events, fields["apis"][name]) for name in every if api is not None}
+        known = [name for name in others if others[name].known]
+        _no_usage(body, events, api, min(known, key=lambda name: others[name].unknown, default=None))
     unknown = {name: found[name].unknown for name in candidates}
     candidates = [name for name in candidates if unknown[name] == min(unknown.values())]
     readings = {name: _read(found[name], model) for name in candidates}
@@ -155,7 +157,7 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found:
         model = next((model for model in named if model not in (None, "")), None)
         if model is not None and model not in models:
             models.append(model)
-        ids = [where.get(key) for where in (holder, event) for key in ("id", "responseId", "response_id")]
+        ids = [where.get(key) for where in (holder, event) for key in _IDS]
         answers.add(next((own for own in ids if isinstance(own, str) and own), None))
     parts: list[dict[str, Any]] = []
     if api["parts"] and isinstance(listed := _at(usage, api["parts"]["at"]), list):
@@ -255,10 +257,10 @@ def _model(model: Any) -> str:
     return model
 
 
-def _no_usage(body: Any, events: list[Any], api: str | None, others: list[str]) -> NoReturn:
+def _no_usage(body: Any, events: list[Any], api: str | None, other: str | None) -> NoReturn:
     of = f" of {api}" if api else ""
-    if others:
-        _refuse(f"the body is no usage of {api}", f"It looks like that of {others[0]}: name that API, or none.")
+    if other:
+        _refuse(f"the body is no usage of {api}", f"It looks like that of {other}: name that API, or none.")
     if isinstance(body, list):
         _refuse(f"no usage{of} among the {len(events)} events of the body", _STREAM)
     if "usage" in body and body["usage"] is None:

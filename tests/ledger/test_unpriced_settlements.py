@@ -126,6 +126,14 @@ def test_a_hold_without_a_model_is_no_help(credits: CreditManager) -> None:
     assert told(credits) == ["unknown model 'n'"]
 
 
+def test_a_job_by_itself_needs_no_model(credits: CreditManager) -> None:
+    credits.publish_pricing({**CONFIG, "models": {**CONFIG["models"], "flat": "requests * 2"}})
+    for model, estimate in (("flat", {}), ("half", {"input_tokens": 8, "output_tokens": 2})):
+        hold = credits.reserve("u", {"model": model, **estimate}).reservation_id
+        answer = credits.deduct("u", {"fixed_job": "job"}, reservation_id=hold)
+        assert (answer.cost, answer.amount, answer.warnings) == (Decimal(3), -3, [])
+
+
 def test_one_event_a_reason_and_local_day(credits: CreditManager, clock: Clock) -> None:
     seen = []
     for usage in (
