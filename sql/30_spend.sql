@@ -275,7 +275,8 @@ begin
             and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
               and octet_length(v_request.key) < 256)
             and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
-            and pg_column_size(v_request.usage) < 16384 and not (v_request.usage - 'model')
+            and pg_column_size(v_request.usage) < 16384 and not v_request.usage ?| '{unread,fixed_job}'
+            and not (v_request.usage - 'model')
               @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
             is not true
           then

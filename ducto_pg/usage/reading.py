@@ -59,8 +59,8 @@ def read_body(
     candidates = [name for name in wanted if found[name].known]
     if not candidates:
         others = {name: _find(events, fields["apis"][name]) for name in every if api is not None}
-        known = [name for name in others if others[name].known]
-        _no_usage(body, events, api, min(known, key=lambda name: others[name].unknown, default=None))
+        like = [name for name in others if others[name].known]
+        _no_usage(body, events, api, min(like, key=lambda name: others[name].unknown, default=None))
     unknown = {name: found[name].unknown for name in candidates}
     candidates = [name for name in candidates if unknown[name] == min(unknown.values())]
     readings = {name: _read(found[name], model) for name in candidates}

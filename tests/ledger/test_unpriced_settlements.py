@@ -168,6 +168,13 @@ def test_without_a_hold_and_for_misuse_it_raises(credits: CreditManager) -> None
             with pytest.raises(DuctoError):
                 credits.reserve("u", usage)
     hold = credits.reserve("u", {"model": "m", "input_tokens": 5}).reservation_id
-    with pytest.raises(InvalidArgumentError, match="input_tokens must be at least 0"):
-        credits.deduct("u", {"model": "m", "input_tokens": Decimal(-1)}, reservation_id=hold)
+    shapes = {
+        "input_tokens": "must be at least 0",
+        "unread": "must be an object",
+        "fixed_job": "must be the name of a job",
+    }
+    for name, words in shapes.items():
+        usage = {"model": "m", name: Decimal(-1) if name == "input_tokens" else 5}
+        with pytest.raises(InvalidArgumentError, match=f"{name} {words}"):
+            credits.deduct("u", usage, reservation_id=hold)
     assert credits.get_reservation(hold).status == "active"
