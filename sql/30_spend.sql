@@ -319,7 +319,7 @@ begin
             v_error := 'invalid_argument';
             exit decide when v_request.batched;
             perform ducto_private.invalid(
-              format('p_occurred_at must be within the last 90 days, not %s', v_request.occurred_at),
+              format('p_occurred_at must be within the last 90 days, or up to 5 minutes ahead, not %s', v_request.occurred_at),
               format('It is %s now; leave it out for what happened just now.', v_now));
           end if;
           if v_is_new or v_account.kind = 'team' or v_request.member_id is not null then

@@ -61,7 +61,7 @@ def test_the_price_is_that_of_then_and_the_rounding_that_of_now(
     ("when", "words"),
     [
         (NOW - timedelta(days=90, seconds=1), "within the last 90 days"),
-        (NOW + timedelta(minutes=5, seconds=1), "within the last 90 days"),
+        (NOW + timedelta(minutes=5, seconds=1), "up to 5 minutes ahead"),
         (datetime(2026, 1, 9, 23, tzinfo=UTC), "no pricing version was active"),
     ],
 )
