@@ -434,7 +434,10 @@ begin
   v_quote.plan_id := nullif(p_terms.plan_id, '');
 
   v_price := ducto_private.find_model(p_terms, v_model);
-  if v_price.key is null and p_hold_model <> '' then
+  -- A job by itself needs no model.
+  if v_price.key is null and p_hold_model <> '' and (v_job is null or v_model not in ('', 'none')
+    or p_usage - '{model,fixed_job,tool_calls,provider_cost}'::text[] <> '{}')
+  then
     v_price := ducto_private.find_model(p_terms, p_hold_model);
     if v_price.key is not null then
       v_quote.warnings := '{priced_by_hold_model}';

@@ -125,7 +125,7 @@ begin
     v_answer := (
       select w.holder ->> i.key
       from (values (1, v_holder), (2, v_event)) as w (place, holder)
-      cross join (values (1, 'id'), (2, 'responseId'), (3, 'response_id')) as i (place, key)
+      cross join (values (1, 'id'), (2, 'responseId'), (3, 'response_id'), (4, 'item_id')) as i (place, key)
       where jsonb_typeof(w.holder -> i.key) = 'string' and w.holder ->> i.key <> ''
       order by w.place, i.place
       limit 1);
@@ -315,8 +315,9 @@ begin
     v_other := (
       select a.name
       from jsonb_array_elements_text(v_fields -> 'every') with ordinality as a (name, place)
-      where ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) is not null
-      order by a.place
+      cross join lateral ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) as f (found)
+      where f.found is not null
+      order by (f.found ->> 'unknown')::integer, a.place
       limit 1);
   end if;
   if v_other is not null then

@@ -77,13 +77,37 @@ begin
 end
 $$;
 
--- What is asked, checked as far as that needs no account and no price, its usage without nulls.
-create or replace function ducto_private.checked_request(p_request ducto_private.request) returns ducto_private.request
+-- The version whose prices count a body of a request: that of the first answer under its key, of its hold, or of its time; null
+-- for the active one.
+create or replace function ducto_private.counting_version(p_request ducto_private.request, p_account_id text) returns integer
+language plpgsql stable
+as $$
+begin
+  return coalesce(
+    (select t.pricing_version
+    from ducto_private.transactions as t
+    where p_request.action = 'charge' and t.account_id = p_account_id
+      and hashtextextended(t.idempotency_key, 0) = hashtextextended(p_request.key, 0) and t.idempotency_key = p_request.key),
+    (select h.pricing_version
+    from ducto_private.holds as h
+    where h.hold_id = ducto_private.to_id(p_request.hold_id) and h.account_id = p_account_id),
+    case when p_request.occurred_at < clock_timestamp() then ducto_private.version_at(p_request.occurred_at) end,
+    (select h.pricing_version
+    from ducto_private.hold_keys as k
+    join ducto_private.holds as h on h.hold_id = k.hold_id and h.account_id = k.account_id
+    where p_request.action = 'hold' and k.account_id = p_account_id and k.idempotency_key = p_request.key));
+end
+$$;
+
+-- What is asked, checked as far as that needs no price, its usage without nulls.
+create or replace function ducto_private.checked_request(p_request ducto_private.request, p_account_id text)
+returns ducto_private.request
 language plpgsql stable
 as $$
 begin
   if p_request.amount is null and p_request.job is null then
-    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage));
+    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage,
+      case when p_request.usage ? 'body' then ducto_private.counting_version(p_request, p_account_id) end));
   end if;
   perform ducto_private.check_short(p_request.model, 'p_model');
   perform ducto_private.check_key(p_request.key);
@@ -251,12 +275,13 @@ begin
             and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
               and octet_length(v_request.key) < 256)
             and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
-            and pg_column_size(v_request.usage) < 16384 and not (v_request.usage - 'model')
+            and pg_column_size(v_request.usage) < 16384 and not v_request.usage ?| '{unread,fixed_job}'
+            and not (v_request.usage - 'model')
               @? 'strict $.* ? (@.type() <> "number" || @ < 0 || @ >= 1000000000000000 || @.floor() <> @)')
             is not true
           then
             begin
-              v_request := ducto_private.checked_request(v_request);
+              v_request := ducto_private.checked_request(v_request, p_account_id);
               v_model := coalesce(v_request.model, v_request.usage ->> 'model');
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
@@ -294,7 +319,7 @@ begin
             v_error := 'invalid_argument';
             exit decide when v_request.batched;
             perform ducto_private.invalid(
-              format('p_occurred_at must be within the last 90 days, not %s', v_request.occurred_at),
+              format('p_occurred_at must be within the last 90 days, or up to 5 minutes ahead, not %s', v_request.occurred_at),
               format('It is %s now; leave it out for what happened just now.', v_now));
           end if;
           if v_is_new or v_account.kind = 'team' or v_request.member_id is not null then

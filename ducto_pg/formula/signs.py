@@ -1,5 +1,6 @@
 """Which signs a formula's value can have, as far as its tree shows it: usage and written numbers are never below 0."""
 
+from decimal import Decimal
 from functools import reduce
 from itertools import product
 
@@ -15,7 +16,9 @@ _NOT_NEGATIVE: Signs = frozenset((0, 1))
 
 def signs(node: exp.Expr) -> Signs:
     """Those of -1, 0 and 1 that the value of a checked tree may have; some of them perhaps never."""
-    if isinstance(node, exp.Literal | exp.Parameter | exp.Var):
+    if isinstance(node, exp.Literal):
+        return frozenset((int(Decimal(node.this) > 0),))
+    if isinstance(node, exp.Parameter | exp.Var):
         return _NOT_NEGATIVE
     if isinstance(node, exp.Neg):
         return _opposite(signs(node.this))

@@ -30,6 +30,7 @@ MAX_DEPTH = 50
 MAX_VALUES = 200_000
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 SECTION_KEYS = {"search": "costs", "cache": "discount"}
+_FORMULAS = ("models", "tools", "costs", *SECTION_KEYS)
 
 _YAML_NUMBER = re.compile(r"[-+]?(\d+|(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?)", re.ASCII)
 _YAML_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
@@ -117,11 +118,13 @@ def _check_model(key: str, path: str) -> None:
     if key in NO_MODEL:
         raise ConfigError("means no model and is never looked up; use _default", path=path)
     if "*" in key:
-        raise ConfigError(
-            f"a key is the name of a model, no pattern: name {key.strip('*').rstrip(SEPARATORS)!r} and say "
-            "match: prefix, or list the other names of a model under aliases",
-            path=path,
+        stem = key.partition("*")[0].rstrip(SEPARATORS)
+        cure = (
+            f"name {stem!r} and say match: prefix, or list the other names of a model under aliases"
+            if stem
+            else "list a model's other names under aliases, which may begin with *; _default prices all other models"
         )
+        raise ConfigError(f"a key is the name of a model, no pattern: {cure}", path=path)
 
 
 def _check_aliases(config: PricingConfigData) -> None:
@@ -226,7 +229,10 @@ def _shape(data: Any) -> PricingConfigData:
             raise ConfigError("is required", path=path) from None
         if first["type"] == "dict_type" and path in SECTION_KEYS:
             raise ConfigError(f"is a mapping with one key, {SECTION_KEYS[path]}", path=path) from None
-        if first["type"] == "string_type" and (len(where) == 2 or "rate_overrides" in where):
+        if first["type"] == "string_type" and where[0] == "aliases":
+            message = f"an alias names a key of models, or * for the rest of the name, not {first['input']}"
+            raise ConfigError(message, path=path) from None
+        if first["type"] == "string_type" and (where[0] in _FORMULAS or "rate_overrides" in where):
             message = f"a formula is text, such as 'input_tokens * 0.001', not {first['input']}"
             raise ConfigError(message, path=path) from None
         raise ConfigError(first["msg"].removeprefix("Value error, "), path=path) from None

@@ -280,8 +280,11 @@ def _counts_nothing(metrics: UsageMetrics) -> bool:
 
 def _usage(data: Mapping[str, Any], *, cached_beside: bool) -> UsageMetrics:
     """A usage given as a dict, in which None is absent, or as what a provider returned (`body`)."""
+    if not isinstance(data, Mapping):
+        raise InvalidArgumentError(f"a usage is a UsageMetrics or a dict, not {type(data).__name__}")
     if "body" in data:
-        if not data.keys() <= {"body", "api", "model"}:
+        texts = all(isinstance(data.get(name), str | None) for name in ("api", "model"))
+        if not texts or not data.keys() <= {"body", "api", "model"}:
             hint = "What the provider's answer does not say is added to what ducto_pg.usage.read answers."
             raise InvalidArgumentError("beside body stand only api and model, both texts", hint=hint)
         data = read_body(data["body"], data.get("api"), data.get("model"), cached_beside)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from sqlglot import exp
+
 from ducto_pg.formula.fields import KNOWN_COUNTS, wholes
 from ducto_pg.formula.language import Formula
 from ducto_pg.formula.signs import signs
@@ -56,12 +58,17 @@ def _unpriced(config: PricingConfigData, formulas: Formulas) -> Iterable[str]:
 
 def _never_above_zero(formulas: Formulas) -> Iterable[str]:
     for path, formula in _all(formulas).items():
-        found = signs(formula.tree)
+        found = signs(formula.tree.transform(_constant))
         if path == "cache.discount":
             if found <= {0, 1} and 1 in found:
                 yield f"{path}: is never below 0, so it adds to the price"
         elif found <= {-1, 0} and -1 in found:
             yield f"{path}: is never above 0, so it prices nothing"
+
+
+def _constant(node: exp.Expr) -> exp.Expr:
+    """A number of the config as one of the language, which has the sign that it has."""
+    return exp.Literal.number(node.this) if isinstance(node, exp.Parameter) else node
 
 
 def _unreached(config: PricingConfigData, formulas: Formulas) -> Iterable[str]:

@@ -19,6 +19,7 @@ from ducto_pg.spelling import did_you_mean
 from ducto_pg.usage import table
 
 _EXACT = Context(prec=200_000)
+_IDS = ("id", "responseId", "response_id", "item_id")
 _STREAM = (
     "The stream was cut before its usage, or was not asked for it: OpenAI's needs stream_options "
     '{"include_usage": true}. Pass all of its events; where there is no more, charge what you know yourself.'
@@ -53,8 +54,9 @@ def read_body(
     wanted = fields["every"] if api is None else fields["names"][api]
     found = {name: one for name in wanted if (one := _find(events, fields["apis"][name]))}
     if not found:
-        others = [name for name in fields["every"] if api is not None and _find(events, fields["apis"][name])]
-        _no_usage(body, events, api, others)
+        every = fields["every"] if api is not None else []
+        others = {name: one for name in every if (one := _find(events, fields["apis"][name]))}
+        _no_usage(body, events, api, min(others, key=lambda name: others[name].unknown, default=None))
     least = min(one.unknown for one in found.values())
     readings = {name: _read(one, model) for name, one in found.items() if one.unknown == least}
     agreeing = {name: usage for name, usage in readings.items() if _adds_up(usage, found[name])}
@@ -142,7 +144,7 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
         model = next((model for model in named if model not in (None, "")), None)
         if model is not None and model not in models:
             models.append(model)
-        ids = [where.get(key) for where in (holder, event) for key in ("id", "responseId", "response_id")]
+        ids = [where.get(key) for where in (holder, event) for key in _IDS]
         answers.add(next((own for own in ids if isinstance(own, str) and own), None))
     if not _is_known(usage, api):
         return None
@@ -245,10 +247,10 @@ def _model(model: Any) -> str:
     return model
 
 
-def _no_usage(body: Any, events: list[Any], api: str | None, others: list[str]) -> NoReturn:
+def _no_usage(body: Any, events: list[Any], api: str | None, other: str | None) -> NoReturn:
     of = f" of {api}" if api else ""
-    if others:
-        _refuse(f"the body is no usage of {api}", f"It looks like that of {others[0]}: name that API, or none.")
+    if other:
+        _refuse(f"the body is no usage of {api}", f"It looks like that of {other}: name that API, or none.")
     if isinstance(body, list):
         _refuse(f"no usage{of} among the {len(events)} events of the body", _STREAM)
     if "usage" in body and body["usage"] is None:

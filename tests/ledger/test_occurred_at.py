@@ -61,7 +61,7 @@ def test_the_price_is_that_of_then_and_the_rounding_that_of_now(
     ("when", "words"),
     [
         (NOW - timedelta(days=90, seconds=1), "within the last 90 days"),
-        (NOW + timedelta(minutes=5, seconds=1), "within the last 90 days"),
+        (NOW + timedelta(minutes=5, seconds=1), "up to 5 minutes ahead"),
         (datetime(2026, 1, 9, 23, tzinfo=UTC), "no pricing version was active"),
     ],
 )
@@ -112,3 +112,25 @@ def test_it_is_part_of_the_request(credits: CreditManager) -> None:
     assert again.model_copy(update={"idempotent": False}) == first
     assert again.idempotent
     assert credits.deduct("u", USAGE, "k").error == "idempotency_conflict"
+
+
+def test_a_body_is_counted_as_its_price_counts(credits: CreditManager, clock: Clock) -> None:
+    inside = "(input_tokens - cache_read_tokens) * 0.25 + cache_read_tokens * 0.025"
+    credits.publish_pricing({"models": {"m": inside}, "min_balance": 0})
+    usage = {"prompt_tokens": 1000, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 300}}
+    body = {"body": {"model": "m", "usage": usage}, "api": "openai"}
+    then = clock.now()
+    hold = credits.reserve("u", body, idempotency_key="h")
+    first = credits.deduct("u", body, "k")
+    clock.advance(timedelta(minutes=1))
+    beside = "input_tokens * 0.5 + cache_read_tokens * 0.05"
+    credits.publish_pricing({"models": {"m": beside}, "min_balance": 0, "cached": "beside"})
+    credits.add_credits("u", 1000)
+    assert (hold.amount, first.cost) == (183, Decimal("182.500"))
+    settled = credits.deduct("u", body, reservation_id=hold.reservation_id)
+    assert (settled.cost, settled.warnings) == (Decimal("182.500"), [])
+    assert credits.deduct("u", body, reservation_id=hold.reservation_id).idempotent
+    assert credits.deduct("u", body, "k").idempotent
+    assert credits.reserve("u", body, idempotency_key="h").idempotent
+    assert credits.deduct("u", body, occurred_at=then).cost == Decimal("182.500")
+    assert credits.deduct("u", body).cost == Decimal("365.00")

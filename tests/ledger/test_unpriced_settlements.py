@@ -126,6 +126,14 @@ def test_a_hold_without_a_model_is_no_help(credits: CreditManager) -> None:
     assert told(credits) == ["unknown model 'n'"]
 
 
+def test_a_job_by_itself_needs_no_model(credits: CreditManager) -> None:
+    credits.publish_pricing({**CONFIG, "models": {**CONFIG["models"], "flat": "requests * 2"}})
+    for model, estimate in (("flat", {}), ("half", {"input_tokens": 8, "output_tokens": 2})):
+        hold = credits.reserve("u", {"model": model, **estimate}).reservation_id
+        answer = credits.deduct("u", {"fixed_job": "job"}, reservation_id=hold)
+        assert (answer.cost, answer.amount, answer.warnings) == (Decimal(3), -3, [])
+
+
 def test_one_event_a_reason_and_local_day(credits: CreditManager, clock: Clock) -> None:
     seen = []
     for usage in (
@@ -160,6 +168,13 @@ def test_without_a_hold_and_for_misuse_it_raises(credits: CreditManager) -> None
             with pytest.raises(DuctoError):
                 credits.reserve("u", usage)
     hold = credits.reserve("u", {"model": "m", "input_tokens": 5}).reservation_id
-    with pytest.raises(InvalidArgumentError, match="input_tokens must be at least 0"):
-        credits.deduct("u", {"model": "m", "input_tokens": Decimal(-1)}, reservation_id=hold)
+    shapes = {
+        "input_tokens": "must be at least 0",
+        "unread": "must be an object",
+        "fixed_job": "must be the name of a job",
+    }
+    for name, words in shapes.items():
+        usage = {"model": "m", name: Decimal(-1) if name == "input_tokens" else 5}
+        with pytest.raises(InvalidArgumentError, match=f"{name} {words}"):
+            credits.deduct("u", usage, reservation_id=hold)
     assert credits.get_reservation(hold).status == "active"

@@ -142,6 +142,12 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "a factor of 31 decimals": (plan(factor=Decimal("1e-31")), "plans.p.factor", None, None, "30 digits"),
     "a formula that is a number": (
         {"models": {"a": 5}}, "models.a", None, None, "a formula is text, such as 'input_tokens * 0.001', not 5"),
+    "an alias that is null": (
+        with_changes(aliases={"b": None}), "aliases.b", None, None, "an alias names a key of models"),
+    "a number among the free": (with_changes(free=[5]), "free.0", None, None, "should be a valid string"),
+    "a key for all models": ({"models": {"*": PRICE}}, "models.*", None, None, "_default prices all other models"),
+    "a key with a wildcard before it": (
+        {"models": {"*-mini": PRICE}}, "models.*-mini", None, None, "under aliases, which may begin"),
     "version 2": (with_changes(version=2), "version", None, None, "should be 1"),
     "a misspelt section": (with_changes(fixd={}), "fixd", None, "fixed", "unknown key"),
     "a camel-case section": (with_changes(minBalance=1), "minBalance", None, "min_balance", "unknown key"),

@@ -346,6 +346,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Answer]] = {
             "body": {"input_tokens": 100, "output_tokens": 10, "cache_read_input_tokens": 5},
             "api": "anthropic", "model": "m"},
         ("m", "240", ())),
+    "a body of no API": (
+        models(), {"body": {"input_tokens": 100, "output_tokens": 10}, "api": 5, "model": "m"},
+        ("22023", "beside body stand only api and model, both texts")),
     "a body with a count that nobody knows": (
         models(),
         {"body": {"input_tokens": 100, "output_tokens": 10, "new_tokens": 5}, "api": "anthropic", "model": "m"},
