@@ -178,7 +178,11 @@ create type ducto.set_user_plan_result as (
   user_id text,
   plan_id text,
   error text,
-  revision bigint
+  revision bigint,
+  idempotent boolean,
+  warnings text[],
+  next_plan_id text,
+  next_plan_at timestamptz
 );
 
 create type ducto.get_user_plan_result as (
@@ -191,7 +195,9 @@ create type ducto.get_user_plan_result as (
   period_start timestamptz,
   period_end timestamptz,
   error text,
-  revision bigint
+  revision bigint,
+  next_plan_id text,
+  next_plan_at timestamptz
 );
 
 create type ducto.check_feature_result as (
