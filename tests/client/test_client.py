@@ -238,7 +238,7 @@ class TestRoundTrip:
         entries = [credits.get_transaction(answer.transaction_id) for answer in answers[:2]]
         assert [str(entry.metadata or entry.usage) for entry in entries] == [
             "{'n': Decimal('0.10')}",
-            "{'model': 'none-such', 'images': Decimal('0.10')}",
+            "{'model': 'none-such', 'pages': Decimal('0.10')}",
         ]
         assert credits.deduct("alice", USAGE, "k").idempotent
         assert credits.deduct_batch([]) == []
@@ -332,7 +332,7 @@ class TestPublishing:
         nobody: Any = None
         with pytest.raises(ducto_pg.InvalidArgumentError, match="p_user_id must be a text"):
             credits.get_balance(nobody)
-        with pytest.raises(ducto_pg.InvalidArgumentError, match="p_amount must be at least 0, not null"):
+        with pytest.raises(ducto_pg.InvalidArgumentError, match=r"p_amount must be at least 0, .*, not null"):
             credits.deduct_credits("alice", nobody)
 
     def test_a_time_zone_that_says_nothing(self, credits: CreditManager) -> None:

@@ -558,7 +558,7 @@ def test_the_files_are_found_in_a_zip(tmp_path: Path) -> None:
     package = Path(ducto_pg.__file__).parent
     archive = tmp_path / "site.zip"
     with zipfile.ZipFile(archive, "w") as zipped:
-        for file in [*package.rglob("*.py"), *package.rglob("*.sql")]:
+        for file in [*package.rglob("*.py"), *package.rglob("*.json"), *package.rglob("*.sql")]:
             zipped.write(file, file.relative_to(package.parent))
         for folder in ("sql", "migrations"):
             for sql_file in sqlfiles.read(folder):

@@ -167,7 +167,7 @@ def test_the_keys_that_may_serve_instead() -> None:
 def test_terms() -> None:
     none, pro, free = COMPILED.terms
     covers = ["cache_audio_read_tokens", "cache_read_tokens", "model", "provider_cost", "search_queries"]
-    assert none.pop("metrics") == ["seconds"]
+    assert none.pop("metrics") == ["images", "seconds"]
     assert none == {
         "plan_id": "", "plan_name": None, "free_allowance": 0, "features": {}, "factor": Decimal(20), "plan_factor": 1,
         "overrides": None, "covers": covers, "match": "dated", "aliases": None,
