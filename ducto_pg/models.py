@@ -416,7 +416,7 @@ class RefundResult(AccountAnswer):
 
 
 class SetUserPlanResult(AccountAnswer):
-    """The plan that an account is on from now; '' for none. `next_plan_at` is when that changes, if a change is to come.
+    """The plan that an account is on from now; '' for none. `next_plan_at` is when that changes, if it is to.
 
     The warning `superseded` says that a later event was applied already, and nothing was changed.
     """
