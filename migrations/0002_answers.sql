@@ -457,7 +457,7 @@ comment on column ducto.violation.detail is 'where, usually a transaction''s id'
 comment on type ducto.set_user_plan_result is 'The plan that an account is on from now; null where it was taken away.';
 comment on type ducto.get_user_plan_result is 'An account''s plan, at its present terms, and what is left of its allowance.';
 comment on column ducto.get_user_plan_result.plan_name is 'as configured';
-comment on column ducto.get_user_plan_result.free_allowance is 'credits in each month';
+comment on column ducto.get_user_plan_result.free_allowance is 'credits in each period';
 comment on column ducto.get_user_plan_result.features is 'as configured';
 comment on type ducto.check_feature_result is
   'A feature of an account''s plan: its value, and whether that counts as having it.';

@@ -214,7 +214,7 @@ def test_changes_at_once(ledger: Ledger, given: list[Step], call: Call, check: C
 
 
 down = on("free", when="period_end")
-in_max = [start, at("2026-01-31T10:00"), on("max"), spend("u", 60)]
+in_max: list[Step] = [start, at("2026-01-31T10:00"), on("max"), spend("u", 60)]
 
 
 @table(
@@ -261,7 +261,7 @@ def test_changes_at_the_end_of_a_period(ledger: Ledger, given: list[Step], call:
 
 
 trial = on("pro", until=day("2026-02-03"))
-both = [sold(free, pro, max_, default_plan="free"), at("2026-01-20T10:00")]
+both: list[Step] = [sold(free, pro, max_, default_plan="free"), at("2026-01-20T10:00")]
 
 
 @table(
@@ -339,7 +339,8 @@ def test_events_of_a_payment_provider(ledger: Ledger, given: list[Step], call: C
 
 
 def test_a_change_to_come_is_an_event_when_it_was_due(ledger: Ledger) -> None:
-    for step in (*jan20, down, at("2026-02-25"), spend("u", 1)):
+    steps: list[Step] = [*jan20, down, at("2026-02-25"), spend("u", 1)]
+    for step in steps:
         step(ledger)
     assert ledger.events("plan_changed")[-1] == (
         "plan_changed",

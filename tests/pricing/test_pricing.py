@@ -185,8 +185,8 @@ def test_terms() -> None:
         "plan_factor": Decimal("0.5"), "overrides": "plans.pro.rate_overrides",
     }  # fmt: skip
     assert free == {
-        "plan_id": "free", "plan_name": "Free", "free_allowance": 0, "period": "month", "anchored": False, "rollover": 0,
-        "features": {}, "plan_factor": 1, "overrides": None,
+        "plan_id": "free", "plan_name": "Free", "free_allowance": 0, "period": "month", "anchored": False,
+        "rollover": 0, "features": {}, "plan_factor": 1, "overrides": None,
     }  # fmt: skip
     assert str(none["factor"]) == "20"
     more = {"match": "exact", "aliases": {"x": "gpt"}, "unpriced": "warn", "cached": "beside", "free": ["input_tokens"]}
