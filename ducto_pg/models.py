@@ -191,7 +191,11 @@ class CreditMetadata(BaseModel):
 
 
 class PlanDefinition(BaseModel):
-    """A subscription plan: whole credits free per calendar month, own prices, features.
+    """A subscription plan: whole credits free per period, own prices, features.
+
+    A period is a day, week (from Monday), month or year of the calendar in the config's `timezone`, or with
+    `anchor: start` begins where the account's plan began. An ended period hands on what is left of its allowance, up to
+    `rollover` credits.
 
     `rate_overrides` replace or add entries of the config's `models` for accounts on the plan: one that serves a name is
     its price. `factor` multiplies the config's.
@@ -202,6 +206,9 @@ class PlanDefinition(BaseModel):
     id: str
     name: str
     free_allowance: Credits = 0
+    period: Literal["day", "week", "month", "year"] = "month"
+    anchor: Literal["calendar", "start"] = "calendar"
+    rollover: Annotated[Credits, Field(le=10**15)] = 0
     rate_overrides: dict[str, str] | None = None
     features: dict[str, Any] | None = None
     factor: Factor = Decimal(1)
@@ -401,10 +408,17 @@ class RefundResult(AccountAnswer):
 
 
 class SetUserPlanResult(AccountAnswer):
-    """The plan that an account is on from now; '' for none."""
+    """The plan that an account is on from now; '' for none. `next_plan_at` is when that changes, if it is to.
+
+    The warning `superseded` says that a later event was applied already, and nothing was changed.
+    """
 
     user_id: str
     plan_id: str
+    idempotent: bool = False
+    warnings: list[str] = Field(default_factory=list)
+    next_plan_id: str | None = None
+    next_plan_at: str | None = None
 
 
 class AllowanceResult(AccountAnswer):
@@ -427,6 +441,8 @@ class GetUserPlanResult(AccountAnswer):
     allowance_remaining: int | None = None
     period_start: str | None = None
     period_end: str | None = None
+    next_plan_id: str | None = None
+    next_plan_at: str | None = None
 
 
 class CheckFeatureResult(AccountAnswer):

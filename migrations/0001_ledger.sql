@@ -69,6 +69,9 @@ create table ducto_private.terms (
   timezone text not null,
   factor numeric not null,
   plan_factor numeric not null,
+  period text not null,
+  anchored boolean not null,
+  rollover bigint not null,
   metrics text[] not null,
   covers text[] not null,
   match text not null,
@@ -87,6 +90,7 @@ create index terms_own_version on ducto_private.terms (own_version);
 comment on table ducto_private.terms is
   'What a charge needs of a version besides prices, for accounts on a plan ('''' for none). Where the version lacks the plan, own_version is the one that has it.';
 comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
+comment on column ducto_private.terms.anchored is 'Whether periods begin at the account''s anchor; else they are the calendar''s.';
 comment on column ducto_private.terms.metrics is 'The usage fields that the config adds to known_fields().';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
 comment on column ducto_private.terms.misfits is 'Finds a usage in which a part is above its whole.';
@@ -159,7 +163,11 @@ create table ducto_private.accounts (
   account_id text collate "C" primary key,
   kind text not null,
   carry numeric not null,
-  plan_id text collate "C"
+  plan_id text collate "C",
+  rolled bigint not null,
+  plan_due_at timestamptz,
+  anchor timestamptz,
+  anchor_until timestamptz
 ) with (fillfactor = 60);
 
 comment on column ducto_private.accounts.kind is 'user or team.';
@@ -167,6 +175,10 @@ comment on column ducto_private.accounts.carry is 'The fraction of a credit not 
 comment on column ducto_private.accounts.held is
   'What its active holds hold, of which holds is the number; counts those too that have expired unrecorded.';
 comment on column ducto_private.accounts.holds_due_at is 'No open hold expires before this; not always the exact minimum.';
+comment on column ducto_private.accounts.rolled is 'Credits of the allowance that ended periods handed on to the present one.';
+comment on column ducto_private.accounts.plan_due_at is 'When the next of its plan_schedules takes place.';
+comment on column ducto_private.accounts.anchor is 'Where the periods of a plan with anchor: start begin.';
+comment on column ducto_private.accounts.anchor_until is 'The end of the last period that began by the anchor.';
 comment on column ducto_private.accounts.lots_due_at is
   'No lot expires before this. A call that ends a hold sets it to its own time, because due lots may have kept credits for that hold.';
 
@@ -280,16 +292,19 @@ create table ducto_private.hold_keys (
   account_id text collate "C" not null,
   idempotency_key text collate "C" not null,
   fingerprint bigint not null,
-  hold_id uuid not null,
-  amount bigint not null,
-  balance bigint not null,
-  reserved_total bigint not null,
+  hold_id uuid,
+  amount bigint,
+  balance bigint,
+  reserved_total bigint,
   revision bigint not null,
-  expires_at timestamptz not null,
+  expires_at timestamptz,
   warnings text[],
+  plan_id text,
+  next_plan_id text,
+  next_plan_at timestamptz,
   primary key (account_id, idempotency_key)
 );
-comment on table ducto_private.hold_keys is 'The keys of holds and extensions, each with a hash of its request and the first answer.';
+comment on table ducto_private.hold_keys is 'The keys of holds, extensions and changes of plan, each with a hash of its request and the first answer.';
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Expiring credits, caps, teams, events: an account has rows here only where it uses them
@@ -351,6 +366,19 @@ create table ducto_private.spend_caps (
 comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
 comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
 comment on column ducto_private.spend_caps.warned_date is 'The window_date of the last window for which a warning was sent as an event.';
+
+-- Changes of plan to come, those of the account's last set_user_plan(). They take place by predicate, as expiry does.
+create table ducto_private.plan_schedules (
+  account_id text collate "C" primary key,
+  next_plan_id text collate "C",
+  next_at timestamptz,
+  next_anchor timestamptz,
+  until_at timestamptz,
+  event_at timestamptz
+);
+comment on column ducto_private.plan_schedules.next_at is 'From then on the account is on next_plan_id (null: on none).';
+comment on column ducto_private.plan_schedules.until_at is 'From then on it is on the config''s default_plan, or on none.';
+comment on column ducto_private.plan_schedules.event_at is 'The latest p_event_at that was given; an older one changes nothing.';
 
 create table ducto_private.teams (
   account_id text collate "C" primary key,

@@ -179,7 +179,11 @@ create type ducto.set_user_plan_result as (
   user_id text,
   plan_id text,
   error text,
-  revision bigint
+  revision bigint,
+  idempotent boolean,
+  warnings text[],
+  next_plan_id text,
+  next_plan_at timestamptz
 );
 
 create type ducto.get_user_plan_result as (
@@ -192,7 +196,9 @@ create type ducto.get_user_plan_result as (
   period_start timestamptz,
   period_end timestamptz,
   error text,
-  revision bigint
+  revision bigint,
+  next_plan_id text,
+  next_plan_at timestamptz
 );
 
 create type ducto.check_feature_result as (
@@ -452,7 +458,7 @@ comment on column ducto.violation.detail is 'where, usually a transaction''s id'
 comment on type ducto.set_user_plan_result is 'The plan that an account is on from now; null where it was taken away.';
 comment on type ducto.get_user_plan_result is 'An account''s plan, at its present terms, and what is left of its allowance.';
 comment on column ducto.get_user_plan_result.plan_name is 'as configured';
-comment on column ducto.get_user_plan_result.free_allowance is 'credits in each month';
+comment on column ducto.get_user_plan_result.free_allowance is 'credits in each period';
 comment on column ducto.get_user_plan_result.features is 'as configured';
 comment on type ducto.check_feature_result is
   'A feature of an account''s plan: its value, and whether that counts as having it.';

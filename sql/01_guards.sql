@@ -274,3 +274,15 @@ begin
   return p_usage;
 end
 $$;
+
+-- A time with which periods can be counted.
+create or replace function ducto_private.check_moment(p_at timestamptz, p_name text) returns void
+language plpgsql stable
+as $$
+begin
+  if p_at not between '1900-01-01' and '2200-01-01' then
+    perform ducto_private.invalid(format('%s must be a time between 1900 and 2200, not %s', p_name, p_at),
+      'Give the time that your payment provider states, or leave it out.');
+  end if;
+end
+$$;

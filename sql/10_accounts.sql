@@ -106,7 +106,7 @@ language plpgsql immutable
 as $$
 begin
   return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, null, 0, 0, 0, p_account_id,
-    p_kind, 0, p_terms.default_plan)::ducto_private.accounts;
+    p_kind, 0, p_terms.default_plan, 0, null, null, null)::ducto_private.accounts;
 end
 $$;
 
@@ -116,9 +116,9 @@ language plpgsql volatile
 as $$
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
-    changed_at, holds, lots, caps, account_id, kind, carry, plan_id)
+    changed_at, holds, lots, caps, account_id, kind, carry, plan_id, rolled)
   values (0, 0, 0, 0, 0, 0, 0, p_account.opened_at, p_account.changed_at, 0, 0, 0, p_account.account_id, p_account.kind, 0,
-    p_account.plan_id)
+    p_account.plan_id, 0)
   on conflict do nothing;
   if not found then
     return false;
@@ -193,19 +193,90 @@ begin
 end
 $$;
 
--- An account in the allowance period of p_now: begins the period where the account's row is of an earlier one.
-create or replace function ducto_private.roll_allowance(p_account ducto_private.accounts, p_now timestamptz, p_zone text)
-returns ducto_private.accounts
+-- The start of a period by its number. Period 0 begins at the anchor, and the others at its local time, so many days, weeks,
+-- months or years from it (of 31 January, 28 February, 31 March). Without an anchor they are the calendar's.
+create or replace function ducto_private.period_start(p_period text, p_anchor timestamptz, p_zone text, p_number integer)
+returns timestamptz
+language plpgsql stable
+as $$
+begin
+  if p_number = 0 and p_anchor is not null then
+    return p_anchor;
+  end if;
+  -- 1 January 2001 is a Monday.
+  return ducto_private.first_instant(
+    coalesce(p_anchor at time zone p_zone, '2001-01-01') + p_number * ('1 ' || p_period)::interval, p_zone);
+end
+$$;
+
+-- The number of the period in which p_at lies. By local dates it can be wrong by one.
+create or replace function ducto_private.period_number(p_period text, p_anchor timestamptz, p_zone text, p_at timestamptz)
+returns integer
 language plpgsql stable
 as $$
 declare
-  v_month timestamp;
+  v_local constant timestamp := p_at at time zone p_zone;
+  v_first constant timestamp := coalesce(p_anchor at time zone p_zone, '2001-01-01');
+  v_years constant integer := extract(year from v_local) - extract(year from v_first);
+  v_number constant integer := case p_period
+    when 'day' then v_local::date - v_first::date
+    when 'week' then floor((v_local::date - v_first::date) / 7.0)
+    when 'month' then 12 * v_years + extract(month from v_local) - extract(month from v_first)
+    else v_years end;
 begin
-  if p_account.allowance_end is null or p_now >= p_account.allowance_end then
-    v_month := date_trunc('month', p_now at time zone p_zone);
-    p_account.allowance_start := ducto_private.first_instant(v_month, p_zone);
-    p_account.allowance_end := ducto_private.first_instant(v_month + interval '1 month', p_zone);
-    p_account.allowance_used := 0;
+  return v_number - (ducto_private.period_start(p_period, p_anchor, p_zone, v_number) > p_at)::integer
+    + (ducto_private.period_start(p_period, p_anchor, p_zone, v_number + 1) <= p_at)::integer;
+end
+$$;
+
+-- An account in the period of p_at, without regard to what it used.
+create or replace function ducto_private.begin_period(
+  p_account ducto_private.accounts, p_terms ducto_private.terms, p_at timestamptz) returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_anchor constant timestamptz := case when p_terms.anchored then p_account.anchor end;
+  v_number constant integer := ducto_private.period_number(p_terms.period, v_anchor, p_terms.timezone, p_at);
+begin
+  p_account.allowance_start := ducto_private.period_start(p_terms.period, v_anchor, p_terms.timezone, v_number);
+  p_account.allowance_end := ducto_private.period_start(p_terms.period, v_anchor, p_terms.timezone, v_number + 1);
+  if p_terms.anchored then
+    p_account.anchor_until := p_account.allowance_end;
+  end if;
+  return p_account;
+end
+$$;
+
+-- An account in the allowance period of p_now, with what ended periods hand on, where its row is of an earlier one. A period
+-- hands on least(rollover, what is left of it), so n unseen ones after it hand on least(rollover, that + n allowances).
+create or replace function ducto_private.roll_allowance(
+  p_account ducto_private.accounts, p_terms ducto_private.terms, p_now timestamptz) returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_ended constant timestamptz := p_account.allowance_end;
+  v_left numeric;
+  v_anchor timestamptz;
+begin
+  if p_now < v_ended then
+    return p_account;
+  end if;
+  if p_terms.anchored and (p_account.anchor is null or p_account.anchor_until is distinct from v_ended) then
+    -- The ended period was the calendar's, before a config that changed the plan.
+    p_account.anchor := coalesce(v_ended, p_account.opened_at);
+  end if;
+  p_account := ducto_private.begin_period(p_account, p_terms, p_now);
+  v_left := greatest(0, p_terms.free_allowance - p_account.allowance_used + p_account.rolled);
+  p_account.rolled := 0;
+  p_account.allowance_used := 0;
+  if v_ended is not null then
+    p_account.allowance_start := greatest(p_account.allowance_start, v_ended);
+    if p_terms.rollover > 0 then
+      v_anchor := case when p_terms.anchored then p_account.anchor end;
+      p_account.rolled := least(p_terms.rollover, v_left + p_terms.free_allowance::numeric
+        * (ducto_private.period_number(p_terms.period, v_anchor, p_terms.timezone, p_now)
+          - ducto_private.period_number(p_terms.period, v_anchor, p_terms.timezone, v_ended)));
+    end if;
   end if;
   return p_account;
 end
@@ -220,18 +291,101 @@ begin
   if p_account.plan_id is null or p_terms.free_allowance is null then
     return 0;
   end if;
-  return greatest(0,
-    p_terms.free_allowance - (ducto_private.roll_allowance(p_account, p_now, p_terms.timezone)).allowance_used);
+  p_account := ducto_private.roll_allowance(p_account, p_terms, p_now);
+  return greatest(0, p_terms.free_allowance - p_account.allowance_used + p_account.rolled);
 end
 $$;
 
--- Whether the account's row still counts a hold or lot that has expired by p_now. spend() has a copy of this rule in place of
--- a call.
+-- What an account's rows took of allowances since p_since, less what was given back of that.
+create or replace function ducto_private.allowance_taken(p_account_id text, p_since timestamptz) returns bigint
+language plpgsql stable
+as $$
+begin
+  return (
+    select coalesce(sum(t.allowance_used), 0)
+    from ducto_private.transactions as t
+    where t.account_id = p_account_id and t.seq > ducto_private.seq_at(p_account_id, p_since, true)
+      and (t.allowance_used > 0 or t.allowance_used < 0 and exists (
+        select
+        from ducto_private.transaction_details as d
+        join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
+        where d.transaction_id = t.transaction_id and d.account_id = t.account_id and c.created_at >= p_since)));
+end
+$$;
+
+-- An account as it stands after a change to p_plan_id at p_at. A plan that begins where a period ended (p_at_end) begins with
+-- its whole allowance; for a change within a period, what was used since the new period began stays used.
+create or replace function ducto_private.change_plan(
+  p_account ducto_private.accounts, p_plan_id text, p_anchor timestamptz, p_at timestamptz, p_at_end boolean, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_terms ducto_private.terms;
+  v_start timestamptz;
+begin
+  if p_account.plan_id is not null then
+    v_terms := ducto_private.find_terms(null, p_account.plan_id, p_now);
+    p_account := ducto_private.roll_allowance(p_account, v_terms, p_at);
+  end if;
+  v_start := case when p_account.plan_id = p_plan_id then p_account.allowance_start end;
+  if v_start is not null and (p_anchor is null or not v_terms.anchored) then
+    return p_account;
+  end if;
+  p_account.plan_id := p_plan_id;
+  if p_plan_id is not null then
+    v_terms := ducto_private.find_terms(null, p_plan_id, p_now);
+    if v_terms.anchored then
+      p_account.anchor := coalesce(p_anchor, case when p_account.anchor_until > p_at then p_account.anchor end, p_at);
+    end if;
+    p_account := ducto_private.begin_period(p_account, v_terms, p_at);
+    if p_account.allowance_start = v_start then
+      return p_account;
+    elsif p_at_end then
+      p_account.allowance_start := greatest(p_account.allowance_start, p_at);
+      p_account.allowance_used := 0;
+    else
+      p_account.allowance_used := ducto_private.allowance_taken(p_account.account_id, p_account.allowance_start);
+    end if;
+  end if;
+  p_account.rolled := 0;
+  return p_account;
+end
+$$;
+
+-- An account after the first change of its plan that is due.
+create or replace function ducto_private.due_plan(p_account ducto_private.accounts, p_now timestamptz)
+returns ducto_private.accounts
+language plpgsql stable
+as $$
+declare
+  v_at constant timestamptz := p_account.plan_due_at;
+  v_schedule ducto_private.plan_schedules;
+begin
+  select s.*
+  into v_schedule
+  from ducto_private.plan_schedules as s
+  where s.account_id = p_account.account_id;
+  if v_schedule.next_at = v_at then
+    p_account := ducto_private.change_plan(p_account, v_schedule.next_plan_id, v_schedule.next_anchor, v_at, true, p_now);
+    p_account.plan_due_at := v_schedule.until_at;
+  else
+    p_account := ducto_private.change_plan(p_account, case p_account.kind when 'user'
+      then (ducto_private.find_terms(null, null, p_now)).default_plan end, null, v_at, false, p_now);
+    p_account.plan_due_at := null;
+  end if;
+  return p_account;
+end
+$$;
+
+-- Whether the account's row still counts a hold, a lot or a plan that has ended by p_now. spend() has a copy of this rule in
+-- place of a call.
 create or replace function ducto_private.is_due(p_account ducto_private.accounts, p_now timestamptz) returns boolean
 language plpgsql immutable
 as $$
 begin
-  return (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now);
+  return (p_account.holds > 0 and p_account.holds_due_at <= p_now) or (p_account.lots > 0 and p_account.lots_due_at <= p_now)
+    or p_account.plan_due_at <= p_now;
 end
 $$;
 
@@ -244,6 +398,9 @@ begin
   if ducto_private.is_due(p_account, p_now) is not true then
     return p_account;
   end if;
+  while p_account.plan_due_at <= p_now loop
+    p_account := ducto_private.due_plan(p_account, p_now);
+  end loop;
   select coalesce(sum(h.held), 0), count(*), min(h.expires_at)
   into p_account.held, p_account.holds, p_account.holds_due_at
   from ducto_private.holds as h
@@ -261,7 +418,35 @@ begin
 end
 $$;
 
--- Records what has expired of an account by p_now: its holds, and a row of the ledger for each step of its lots' expiry.
+-- Writes an account's plan, its period and when the plan changes next, and the event of its change at p_at.
+create or replace function ducto_private.write_plan(
+  p_account ducto_private.accounts, p_from text, p_at timestamptz, p_now timestamptz) returns bigint
+language plpgsql volatile
+as $$
+begin
+  update ducto_private.accounts as a
+  set plan_id = p_account.plan_id,
+    allowance_used = p_account.allowance_used,
+    allowance_start = p_account.allowance_start,
+    allowance_end = p_account.allowance_end,
+    rolled = p_account.rolled,
+    anchor = p_account.anchor,
+    anchor_until = p_account.anchor_until,
+    plan_due_at = p_account.plan_due_at,
+    revision = a.revision + 1,
+    changed_at = p_now
+  where a.account_id = p_account.account_id
+  returning a.revision into p_account.revision;
+  if p_from is distinct from p_account.plan_id then
+    perform ducto_private.emit(p_account.account_id, 'plan_changed',
+      jsonb_build_object('from', p_from, 'to', p_account.plan_id)
+        || case when p_at < p_now then jsonb_build_object('at', p_at) else '{}' end, p_now);
+  end if;
+  return p_account.revision;
+end
+$$;
+
+-- Records what has ended of an account by p_now: its plan, its holds, and a row of the ledger for each step of its lots' expiry.
 -- Returns the number of these rows.
 create or replace function ducto_private.write_expiry(p_account_id text, p_now timestamptz) returns integer
 language plpgsql volatile
@@ -273,7 +458,18 @@ declare
     order by s.due_at, s.expires_at, s.seq);
   v_step ducto_private.due_lot;
   v_id uuid;
+  v_account ducto_private.accounts;
+  v_before ducto_private.accounts;
 begin
+  select a.*
+  into v_account
+  from ducto_private.accounts as a
+  where a.account_id = p_account_id;
+  while v_account.plan_due_at <= p_now loop
+    v_before := v_account;
+    v_account := ducto_private.due_plan(v_account, p_now);
+    perform ducto_private.write_plan(v_account, v_before.plan_id, v_before.plan_due_at, p_now);
+  end loop;
   update ducto_private.holds as h
   set status = 'expired', ended_at = h.expires_at
   where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now;

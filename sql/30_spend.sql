@@ -190,6 +190,7 @@ declare
   v_due boolean;
   v_is_new boolean;
   v_written boolean;
+  v_rolled boolean;
   v_new_keys boolean;
   v_again boolean;
   v_next integer := 1;
@@ -211,7 +212,9 @@ begin
     for no key update;
     if found then
       v_now := greatest(clock_timestamp(), v_account.changed_at);
-      if v_account.holds > 0 and v_account.holds_due_at <= v_now or v_account.lots > 0 and v_account.lots_due_at <= v_now then
+      if v_account.holds > 0 and v_account.holds_due_at <= v_now or v_account.lots > 0 and v_account.lots_due_at <= v_now
+        or v_account.plan_due_at <= v_now
+      then
         v_due := true;
         v_account := ducto_private.without_expired(v_account, v_now);
       end if;
@@ -454,8 +457,8 @@ begin
             else floor(v_cost + 0.5) end;
           if not v_admits then
             -- A settlement has the account's present allowance.
-            select t.free_allowance, t.low_balance
-            into v_terms.free_allowance, v_terms.low_balance
+            select t.free_allowance, t.low_balance, t.period, t.anchored, t.rollover
+            into v_terms.free_allowance, v_terms.low_balance, v_terms.period, v_terms.anchored, v_terms.rollover
             from ducto_private.terms as t
             where t.plan_id = coalesce(v_account.plan_id, '') and t.version = (
               select a.version
@@ -464,9 +467,10 @@ begin
           end if;
           if v_account.plan_id is not null then
             if v_account.allowance_end is null or v_now >= v_account.allowance_end then
-              v_account := ducto_private.roll_allowance(v_account, v_now, v_terms.timezone);
+              v_account := ducto_private.roll_allowance(v_account, v_terms, v_now);
+              v_rolled := true;
             end if;
-            v_left := greatest(0, v_terms.free_allowance - v_account.allowance_used);
+            v_left := greatest(0, v_terms.free_allowance - v_account.allowance_used + v_account.rolled);
           end if;
           v_debit := case v_request.action when 'charge' then v_amount - least(v_amount, v_left) else 0 end;
 
@@ -677,19 +681,27 @@ begin
         revision = v_account.revision,
         allowance_used = v_account.allowance_used,
         changed_at = v_now,
-        allowance_start = v_account.allowance_start,
-        allowance_end = v_account.allowance_end,
         holds_due_at = v_account.holds_due_at,
         lots_due_at = v_account.lots_due_at,
         holds = v_account.holds,
         lots = v_account.lots,
         carry = v_account.carry
       where a.account_id = p_account_id;
+      if v_rolled then
+        update ducto_private.accounts as a
+        set allowance_start = v_account.allowance_start,
+          allowance_end = v_account.allowance_end,
+          rolled = v_account.rolled,
+          anchor = v_account.anchor,
+          anchor_until = v_account.anchor_until
+        where a.account_id = p_account_id;
+      end if;
     end if;
     exit calls when v_again is not true;
     v_again := false;
     v_due := false;
     v_written := false;
+    v_rolled := false;
     v_reusable := false;
   end loop;
   return row(v_charges, v_holds)::ducto_private.answers;

@@ -122,6 +122,7 @@ begin
       union all select c.account_id, 'spend_caps', count(*) from ducto_private.spend_caps as c group by c.account_id
       union all select m.account_id, 'team_members', count(*) from ducto_private.team_members as m group by m.account_id
       union all select t.account_id, 'teams', 1 from ducto_private.teams as t
+      union all select s.account_id, 'plan_schedules', 1 from ducto_private.plan_schedules as s
       union all select e.account_id, 'events', count(*) from ducto_private.events as e group by e.account_id
     ) as x
     where (p_account_id is null or x.account_id = p_account_id)
@@ -229,7 +230,7 @@ begin
     union all
     select k.account_id, 'a hold''s key belongs to a hold', k.hold_id::text, 'none', k.idempotency_key
     from ducto_private.hold_keys as k
-    where (p_account_id is null or k.account_id = p_account_id) and not exists (
+    where (p_account_id is null or k.account_id = p_account_id) and k.hold_id is not null and not exists (
       select from ducto_private.holds as h
       where h.hold_id = k.hold_id and h.account_id = k.account_id)
     union all
@@ -251,10 +252,21 @@ begin
       select t.account_id, sum(t.allowance_used) as used
       from rows as t
       join ducto_private.accounts as b on b.account_id = t.account_id
+      left join ducto_private.transactions as c on c.transaction_id = t.refers_to and c.account_id = t.account_id
       where t.created_at >= b.allowance_start and t.created_at < b.allowance_end
+        and (t.allowance_used > 0 or c.created_at >= b.allowance_start)
       group by t.account_id
     ) as x on x.account_id = a.account_id
     where a.allowance_used <> coalesce(x.used, 0)
+    union all
+    select a.account_id, 'rolled is what ended periods handed on', 'at least 0', a.rolled::text, null
+    from accounts as a
+    where a.rolled < 0
+    union all
+    select a.account_id, 'plan_due_at is the time of a scheduled change', coalesce(s.next_at, s.until_at)::text, a.plan_due_at::text, null
+    from accounts as a
+    left join ducto_private.plan_schedules as s on s.account_id = a.account_id
+    where a.plan_due_at is not null and (a.plan_due_at in (s.next_at, s.until_at)) is not true
     union all
     select a.account_id, 'lots counts the open lots', format('%s, the first due %s', coalesce(l.lots, 0), l.due_at),
       format('%s, the first due %s', a.lots, a.lots_due_at), null

@@ -473,8 +473,22 @@ class Calls:
         """
 
     @rpc
-    def set_user_plan(self, user_id: Id, plan_id: str | None = None) -> SetUserPlanResult:
-        """Put an account on a plan of the active version, opening it if need be; None takes the plan away."""
+    def set_user_plan(
+        self,
+        user_id: Id,
+        plan_id: str | None = None,
+        when: str = "now",
+        anchor: datetime | None = None,
+        until: datetime | None = None,
+        event_at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> SetUserPlanResult:
+        """Put an account on a plan of the active version, opening it if need be; None takes the plan away.
+
+        `when="period_end"` changes it when the present period ends. `anchor` is where the periods of a plan with
+        `anchor: start` begin; from `until` on the plan is `default_plan`, else none. Each call replaces what was to
+        come. A call with an `event_at` older than the last one given changes nothing and warns `superseded`.
+        """
 
     @rpc
     def get_user_plan(self, user_id: Id) -> GetUserPlanResult:

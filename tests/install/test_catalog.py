@@ -36,8 +36,8 @@ stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> seto
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
 p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> deduction_result
 volatile deduct_batch(p_charges jsonb) -> setof deduction_result
-volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = \
-null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
+volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = null, \
+p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
 deduction_result
 volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, p_metadata jsonb = null, \
 p_occurred_at timestamptz = null) -> deduction_result
@@ -92,9 +92,10 @@ p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 60
 p_model text = null, p_occurred_at timestamptz = null) -> reserve_result
 volatile rollup_usage() -> bigint
 volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
-volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text \
-= 'deny') -> spend_cap
-volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
+volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text = \
+'deny') -> spend_cap
+volatile set_user_plan(p_user_id text, p_plan_id text = null, p_when text = 'now', p_anchor timestamptz = null, \
+p_until timestamptz = null, p_event_at timestamptz = null, p_idempotency_key text = null) -> set_user_plan_result
 stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
 stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
 stable spend_margin(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_margin

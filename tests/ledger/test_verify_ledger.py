@@ -68,6 +68,8 @@ CORRUPTIONS = [
     ("accounts set holds_due_at = 'infinity'", "no open hold expires before holds_due_at"),
     ("accounts set holds_due_at = null", "no open hold expires before holds_due_at"),
     ("accounts set allowance_used = 3", "allowance_used is that of the charges and refunds of its period"),
+    ("accounts set rolled = -1", "rolled is what ended periods handed on"),
+    ("accounts set plan_due_at = now()", "plan_due_at is the time of a scheduled change"),
     ("transactions set account_id = 'ghost'", "every row belongs to an account"),
     ("transactions set seq = seq + 9 where seq > 2", "seq has no gap"),
     ("transactions set balance_after = 5 where seq = 1", "balance_after follows from the row before"),

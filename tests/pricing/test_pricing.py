@@ -41,6 +41,9 @@ SHOP: dict[str, Any] = {
             "id": "pro",
             "name": "Pro",
             "free_allowance": 5,
+            "period": "week",
+            "anchor": "start",
+            "rollover": 2,
             "rate_overrides": {"gpt-4": "seconds * 4", "gpt-4-mini": "input_tokens"},
             "features": {"seats": 3},
             "factor": Decimal("0.50"),
@@ -169,19 +172,21 @@ def test_terms() -> None:
     covers = ["cache_audio_read_tokens", "cache_read_tokens", "model", "provider_cost", "search_queries"]
     assert none.pop("metrics") == ["seconds"]
     assert none == {
-        "plan_id": "", "plan_name": None, "free_allowance": 0, "features": {}, "factor": Decimal(20), "plan_factor": 1,
+        "plan_id": "", "plan_name": None, "free_allowance": 0, "period": "month", "anchored": False, "rollover": 0,
+        "features": {}, "factor": Decimal(20), "plan_factor": 1,
         "overrides": None, "covers": covers, "match": "dated", "aliases": None,
         "unpriced": "refuse", "cached": "inside",
         "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
         "signup_bonus": 0, "default_plan": "free", "timezone": "UTC",
     }  # fmt: skip
     assert pro == {
-        "plan_id": "pro", "plan_name": "Pro", "free_allowance": 5, "features": {"seats": 3},
+        "plan_id": "pro", "plan_name": "Pro", "free_allowance": 5, "period": "week", "anchored": True,
+        "rollover": 2, "features": {"seats": 3},
         "plan_factor": Decimal("0.5"), "overrides": "plans.pro.rate_overrides",
     }  # fmt: skip
     assert free == {
-        "plan_id": "free", "plan_name": "Free", "free_allowance": 0, "features": {}, "plan_factor": 1,
-        "overrides": None,
+        "plan_id": "free", "plan_name": "Free", "free_allowance": 0, "period": "month", "anchored": False,
+        "rollover": 0, "features": {}, "plan_factor": 1, "overrides": None,
     }  # fmt: skip
     assert str(none["factor"]) == "20"
     more = {"match": "exact", "aliases": {"x": "gpt"}, "unpriced": "warn", "cached": "beside", "free": ["input_tokens"]}
