@@ -24,7 +24,8 @@ p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount nu
 null, p_reference text = null) -> add_credits_result
 volatile add_team_member(p_team_id text, p_user_id text, p_role text = 'member', p_spend_cap bigint = null, \
 p_spend_cap_period text = 'lifetime') -> add_team_member_result
-stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null) -> aggregate_stats_row
+stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> \
+aggregate_stats_row
 stable calculate_cost(p_metrics jsonb, p_user_id text = null, p_version integer = null, p_plan_id text = null) -> \
 cost_breakdown
 stable check_allowance(p_user_id text) -> allowance_result
@@ -32,7 +33,8 @@ stable check_feature(p_user_id text, p_feature text) -> check_feature_result
 stable check_spend_cap(p_user_id text, p_model text = null, p_amount bigint = 0) -> cap_check_result
 volatile create_team(p_name text, p_initial_balance bigint = 0, p_idempotency_key text = null, p_team_id text = null) \
 -> create_team_result
-stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> setof daily_spend_row
+stable daily_spend(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> setof \
+daily_spend_row
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
 p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> deduction_result
 volatile deduct_batch(p_charges jsonb) -> setof deduction_result
@@ -57,10 +59,12 @@ stable get_balance(p_user_id text, p_at timestamptz = null) -> balance_result
 stable get_pricing_config(p_version integer) -> pricing_config_result
 stable get_pricing_history() -> setof pricing_config_history_item
 stable get_reservation(p_reservation_id text, p_user_id text = null) -> reservation
+stable get_statement(p_user_id text, p_start timestamptz, p_end timestamptz) -> statement
 stable get_team(p_team_id text) -> team
 stable get_team_balance(p_team_id text) -> team_balance_result
 stable get_team_members(p_team_id text) -> setof team_member
-stable get_transaction(p_transaction_id text, p_user_id text = null) -> transaction
+stable get_transaction(p_transaction_id text = null, p_user_id text = null, p_idempotency_key text = null) -> \
+transaction
 stable get_user_plan(p_user_id text) -> get_user_plan_result
 stable list_reservations(p_user_id text, p_active boolean = true, p_limit integer = 50, p_before timestamptz = null) \
 -> setof reservation
@@ -68,7 +72,9 @@ stable list_spend_caps(p_user_id text) -> setof spend_cap
 stable list_transactions(p_user_id text, p_limit integer = 50, p_before bigint = null, p_type text = null, p_from \
 timestamptz = null, p_to timestamptz = null) -> setof transaction
 stable my_balance() -> balance_result
+stable my_daily_spend(p_start timestamptz, p_end timestamptz) -> setof daily_spend_row
 stable my_plan() -> get_user_plan_result
+stable my_statement(p_start timestamptz, p_end timestamptz) -> statement
 stable my_transactions(p_limit integer = 50, p_before bigint = null) -> setof transaction
 stable read_usage(p_body jsonb, p_api text = null, p_model text = null) -> jsonb
 volatile refund_credits(p_transaction_id text, p_amount bigint = null, p_reason text = null, p_metadata jsonb = null, \
@@ -95,8 +101,10 @@ volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
 volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text \
 = 'deny') -> spend_cap
 volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
-stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
-stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
+stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> setof \
+spend_by_model_row
+stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> setof \
+spend_by_user_row
 stable spend_margin(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_margin
 volatile sweep_expired_credits(p_dry_run boolean = false, p_limit integer = 1000) -> sweep_result
 stable top_users(p_limit integer = 10, p_start timestamptz = null, p_end timestamptz = null) -> setof top_user_row

@@ -795,7 +795,15 @@ def test_users_see_their_own(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [ask.my_balance(), ask.my_transactions(), ask.my_plan()], ids=lambda call: str(call.name)
+    "call",
+    [
+        ask.my_balance(),
+        ask.my_transactions(),
+        ask.my_plan(),
+        ask.my_statement(None, None),
+        ask.my_daily_spend(None, None),
+    ],
+    ids=lambda call: str(call.name),
 )
 def test_whoever_is_nobody_sees_nothing(ledger: Ledger, call: Call) -> None:
     rich(ledger)
