@@ -184,8 +184,8 @@ def test_months_are_the_callers_in_any_zone(conn: Connection, clock: Clock, zone
         ledger.clock.set(midnight)
         ask.deduct_credits("u", 10 + number)(ledger)
     closing = 999
-    for number, window in enumerate(pairwise(months)):
-        zoned = tuple(f"{day} {zone}" for day in window)
+    for number, (first, after) in enumerate(pairwise(months)):
+        zoned = (f"{first} {zone}", f"{after} {zone}")
         found = ledger.one(statement(zoned))
         assert found["opening_balance"] == closing
         assert found["charged"] == 10 + number + 1
@@ -205,7 +205,8 @@ def test_statements_follow_each_other_and_end_at_the_balance(conn: Connection, c
     now = datetime(2026, 1, 1, tzinfo=UTC)
     clock.set(now)
     manager.set_user_plan("u", "free").or_raise()
-    edges, told = [now + timedelta(days=6 * number) for number in range(20)], {}
+    edges = [now + timedelta(days=6 * number) for number in range(20)]
+    told: dict[tuple[datetime, datetime], Row] = {}
     holds, charges = [], []
     for _ in range(90):
         now += timedelta(hours=chance.choice([0, 5, 24, 70]))
@@ -267,15 +268,16 @@ def signed_in(ledger: Ledger, claims: Any) -> None:
 
 
 def test_users_see_their_own_statement_and_days(ledger: Ledger) -> None:
-    for step in (rich, ask.add_credits("v", 9), *crew, ask.deduct_credits("u", 2), ask.deduct_credits("v", 1)):
+    steps: list[Step] = [rich, ask.add_credits("v", 9), *crew, *(ask.deduct_credits(user, 2) for user in "uv")]
+    for step in steps:
         step(ledger)
     signed_in(ledger, {"sub": "u", "role": "authenticated"})
     for window in (ALL, JANUARY, FEBRUARY):
         assert ledger.one(ask.my_statement(*window)) == ledger.one(statement(window))
     assert [row["total_spend"] for row in ledger.run(ask.my_daily_spend(*ALL))] == [9]
     lists()(ledger, ask.my_daily_spend(*FEBRUARY))
-    for call in (ask.my_statement, ask.my_daily_spend):
-        raises("22023", "p_end", "p_start")(ledger, call(*FEBRUARY[::-1]))
+    for name in ("my_statement", "my_daily_spend"):
+        raises("22023", "p_end", "p_start")(ledger, Call(name, FEBRUARY[::-1], {}))
     signed_in(ledger, {"sub": "ghost"})
     reads(user_id="ghost", granted=0, closing_balance=0)(ledger, ask.my_statement(*ALL))
     lists()(ledger, ask.my_daily_spend(*ALL))
