@@ -512,6 +512,29 @@ def test_closed_days_are_not_read_from_the_ledger(conn: Connection, clock: Clock
     assert scans(None, None) == 0
 
 
+def test_what_one_user_did_is_found_by_index(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    manager.publish_pricing({"models": {"m": "input_tokens"}, "min_balance": 0})
+    manager.create_team("T", 100, team_id="t").or_raise()
+    manager.add_team_member("t", "u").or_raise()
+    for user in "uv":
+        manager.add_credits(user, 10**6).or_raise()
+    manager.deduct_batch(10_000 * [{"user_id": "v", "amount": 1}])
+    manager.deduct_credits("u", 3).or_raise()
+    manager.deduct_team_credits("t", "u", 4).or_raise()
+    conn.execute("analyze")
+    for name in ("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "get_statement"):
+        arguments = "'u', null, null" if name == "get_statement" else "null, null, 'u'"
+        with conn.transaction():
+            conn.execute(f"select * from ducto.{name}({arguments})".encode())
+            row = conn.execute(
+                "select s.seq_scan, s.idx_tup_fetch from pg_stat_xact_user_tables as s where s.relname = 'transactions'"
+            ).fetchone()
+        assert row
+        assert row[0] == 0, name
+        assert 0 < row[1] < 100, name
+
+
 # Rollups beside other sessions
 
 
