@@ -699,6 +699,28 @@ class Violation(Answer):
     detail: str = ""
 
 
+class Statement(AccountAnswer):
+    """What became of an account's credits in [period_start, period_end), None where that end is open: opening_balance +
+    granted + purchased - charged + refunded - removed - expired = closing_balance.
+
+    `granted` is all that was added but purchases; `expired` counts when it was due. What charges took of the balance is
+    `charged`, of the plan's allowance `allowance_used`, both gross of refunds.
+    """
+
+    user_id: str = ""
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+    opening_balance: int = 0
+    granted: int = 0
+    purchased: int = 0
+    charged: int = 0
+    allowance_used: int = 0
+    refunded: int = 0
+    removed: int = 0
+    expired: int = 0
+    closing_balance: int = 0
+
+
 class Spending(Answer):
     """Base of the statistics: besides the gross credits debited, allowance used, credits refunded, exact cost."""
 

@@ -128,6 +128,23 @@ create type ducto.transaction as (
   warnings text[]
 );
 
+create type ducto.statement as (
+  user_id text,
+  period_start timestamptz,
+  period_end timestamptz,
+  opening_balance bigint,
+  granted bigint,
+  purchased bigint,
+  charged bigint,
+  allowance_used bigint,
+  refunded bigint,
+  removed bigint,
+  expired bigint,
+  closing_balance bigint,
+  error text,
+  revision bigint
+);
+
 create type ducto.reservation as (
   reservation_id text,
   account_id text,
@@ -433,6 +450,20 @@ comment on column ducto.transaction.reason is 'as given';
 comment on column ducto.transaction.created_at is 'never earlier than the row before';
 comment on column ducto.transaction.occurred_at is
   'of an expiry: when the credits were due, or the hold ended that had kept them';
+comment on type ducto.statement is
+  'What became of an account''s credits in a window: opening_balance + granted + purchased - charged + refunded - '
+  'removed - expired = closing_balance.';
+comment on column ducto.statement.period_start is 'as asked; null where that end is open';
+comment on column ducto.statement.period_end is 'as asked; null where that end is open';
+comment on column ducto.statement.opening_balance is 'just before period_start, without what was due by then';
+comment on column ducto.statement.granted is 'all credits added but purchases: the signup bonus, a team''s first balance';
+comment on column ducto.statement.purchased is 'credits added as ''purchase''';
+comment on column ducto.statement.charged is 'by charges, of the balance, gross of refunds';
+comment on column ducto.statement.allowance_used is 'by charges, of the plan, gross of refunds';
+comment on column ducto.statement.refunded is 'back in the balance';
+comment on column ducto.statement.removed is 'by remove_credits';
+comment on column ducto.statement.expired is 'what was due in the window, whenever that was recorded, if it is yet';
+comment on column ducto.statement.closing_balance is 'just before period_end, or now';
 comment on type ducto.reservation is 'A hold.';
 comment on column ducto.reservation.reservation_id is 'a time-ordered UUID';
 comment on column ducto.reservation.status is '''active'', ''expired'', ''settled'' or ''released''';

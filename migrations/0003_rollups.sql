@@ -43,7 +43,8 @@ create type ducto_private.usage_sums as (
   cost numeric
 );
 
--- The instants that a statistic is about, and the whole local days among them that may be read from the rollups.
+-- The instants that a statistic is about, and the whole local days among them that may be read from the rollups. With
+-- user_id it is about one user or team, and no day is read from them.
 create type ducto_private.usage_span as (
   starts timestamptz,
   ends timestamptz,
@@ -51,5 +52,6 @@ create type ducto_private.usage_span as (
   first_day date,
   end_day date,
   days_start timestamptz,
-  days_end timestamptz
+  days_end timestamptz,
+  user_id text collate "C"
 );

@@ -198,6 +198,25 @@ begin
 end
 $$;
 
+-- An account's balance at p_at, when p_seq was its last row. Credits are gone from the moment they were due, even where that
+-- was recorded later or is not yet.
+create or replace function ducto_private.balance_at(p_account_id text, p_seq bigint, p_at timestamptz) returns bigint
+language plpgsql stable
+as $$
+begin
+  return coalesce((
+      select t.balance_after
+      from ducto_private.transactions as t
+      where t.account_id = p_account_id and t.seq = p_seq), 0) + coalesce((
+      select sum(t.amount)
+      from ducto_private.transaction_details as d
+      join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+      where d.account_id = p_account_id and d.occurred_at <= p_at and d.seq > p_seq and t.type = 'expiry'), 0) - coalesce((
+      select sum(e.expired)
+      from ducto_private.expiry_steps(p_account_id, p_at) as e), 0);
+end
+$$;
+
 create or replace function ducto.get_balance(p_user_id text, p_at timestamptz default null) returns ducto.balance_result
 language plpgsql stable
 as $$
@@ -216,17 +235,7 @@ begin
     v_seq := ducto_private.seq_at(p_user_id, p_at);
     v_answer.reserved := null;
     v_answer.available := null;
-    -- Credits are gone from the moment they were due, even where that was recorded later or is not yet.
-    v_answer.balance := coalesce((
-      select t.balance_after
-      from ducto_private.transactions as t
-      where t.account_id = p_user_id and t.seq = v_seq), 0) + coalesce((
-      select sum(t.amount)
-      from ducto_private.transaction_details as d
-      join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
-      where d.account_id = p_user_id and d.occurred_at <= p_at and d.seq > v_seq and t.type = 'expiry'), 0) - coalesce((
-      select sum(e.expired)
-      from ducto_private.expiry_steps(p_user_id, p_at) as e), 0);
+    v_answer.balance := ducto_private.balance_at(p_user_id, v_seq, p_at);
     v_answer.lifetime_purchased := coalesce((
       select l.lifetime_purchased
       from ducto_private.transaction_details as l

@@ -58,13 +58,24 @@ begin
 end
 $$;
 
-create or replace function ducto.get_transaction(p_transaction_id text, p_user_id text default null) returns ducto.transaction
+create or replace function ducto.get_transaction(
+  p_transaction_id text default null, p_user_id text default null, p_idempotency_key text default null)
+returns ducto.transaction
 language plpgsql stable
 as $$
 declare
   v_row ducto_private.ledger;
 begin
-  v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
+  if (p_transaction_id is null) = (p_idempotency_key is null) or p_idempotency_key is not null and p_user_id is null then
+    perform ducto_private.invalid('a row is found by p_transaction_id, or by p_user_id and p_idempotency_key',
+      'Give the row''s id, or the account''s id and the key of the call that wrote the row.');
+  elsif p_transaction_id is not null then
+    v_row := ducto_private.find_transaction(p_transaction_id, p_user_id);
+  else
+    perform ducto_private.check_text(p_user_id, 'p_user_id');
+    perform ducto_private.check_key(p_idempotency_key);
+    v_row := ducto_private.find_by_key(p_user_id, p_idempotency_key);
+  end if;
   if v_row.transaction_id is null then
     return jsonb_populate_record(null::ducto.transaction, '{"error": "transaction_not_found", "amount": 0, "balance_after": 0,
       "allowance_used": 0, "allowance_lapsed": 0, "cost": 0, "carry_after": 0}');
@@ -72,7 +83,9 @@ begin
   return ducto_private.transaction_answer(v_row);
 end
 $$;
-comment on function ducto.get_transaction is 'A row of the ledger by its id; with p_user_id only if it is of that account.';
+comment on function ducto.get_transaction is
+  'A row of the ledger: by its id, with p_user_id only if it is of that account; or by p_user_id and the key of the '
+  'call that wrote it, such as a charge or a grant.';
 
 create or replace function ducto.list_transactions(
   p_user_id text,
@@ -123,6 +136,63 @@ $$;
 comment on function ducto.list_transactions is
   'An account''s ledger, newest first. p_limit is 1 to 1000, p_before is the last seq seen, p_type is one of the '
   'ledger''s types, and p_from and p_to bound created_at: [p_from, p_to).';
+
+create or replace function ducto.get_statement(p_user_id text, p_start timestamptz, p_end timestamptz) returns ducto.statement
+language plpgsql stable
+as $$
+declare
+  v_span constant ducto_private.usage_span := ducto_private.usage_span(p_start, p_end, p_user_id);
+  v_account ducto_private.accounts;
+  v_after bigint;
+  v_upto bigint;
+  v_opening numeric;
+  v_granted numeric;
+  v_purchased numeric;
+  v_charged numeric;
+  v_allowance_used numeric;
+  v_refunded numeric;
+  v_removed numeric;
+  v_expired numeric;
+begin
+  perform ducto_private.check_text(p_user_id, 'p_user_id');
+  v_account := ducto_private.read_account(p_user_id);
+  v_after := ducto_private.seq_at(p_user_id, v_span.starts, true);
+  v_upto := ducto_private.seq_at(p_user_id, v_span.ends, true);
+  v_opening := ducto_private.balance_at(p_user_id, v_after,
+    least(v_span.starts - interval '1 microsecond', v_account.changed_at));
+  select coalesce(sum(t.amount) filter (where t.type not in ('purchase', 'usage', 'refund', 'removal')), 0),
+    coalesce(sum(t.amount) filter (where t.type = 'purchase'), 0),
+    coalesce(-sum(t.amount) filter (where t.type = 'usage'), 0),
+    coalesce(sum(t.allowance_used) filter (where t.type = 'usage'), 0),
+    coalesce(sum(t.amount) filter (where t.type = 'refund'), 0),
+    coalesce(-sum(t.amount) filter (where t.type = 'removal'), 0)
+  into v_granted, v_purchased, v_charged, v_allowance_used, v_refunded, v_removed
+  from ducto_private.transactions as t
+  where t.account_id = p_user_id and t.seq > v_after and t.seq <= v_upto and t.type <> 'expiry';
+  -- Expiry counts when the credits were due, and what is not due yet has not expired, wherever the window ends.
+  select coalesce(sum(x.expired), 0)
+  into v_expired
+  from (
+    select -t.amount as expired
+    from ducto_private.transaction_details as d
+    join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+    where d.account_id = p_user_id and d.occurred_at >= v_span.starts and d.occurred_at < v_span.ends and t.type = 'expiry'
+    union all
+    select e.expired
+    from ducto_private.expiry_steps(p_user_id, v_account.changed_at) as e
+    where e.due_at >= v_span.starts and e.due_at < v_span.ends
+  ) as x;
+  return row(p_user_id, nullif(v_span.starts, '-infinity'), nullif(v_span.ends, 'infinity'), v_opening,
+    ducto_private.at_most_bigint(v_granted), ducto_private.at_most_bigint(v_purchased), ducto_private.at_most_bigint(v_charged),
+    ducto_private.at_most_bigint(v_allowance_used), ducto_private.at_most_bigint(v_refunded),
+    ducto_private.at_most_bigint(v_removed), ducto_private.at_most_bigint(v_expired),
+    v_opening + v_granted + v_purchased - v_charged + v_refunded - v_removed - v_expired, null,
+    coalesce(v_account.revision, 0))::ducto.statement;
+end
+$$;
+comment on function ducto.get_statement is
+  'What became of an account''s credits in [p_start, p_end); null leaves an end open. Expiry counts when the credits were '
+  'due, whenever that is recorded, so that the statement of a past window never changes. Zeros for an unknown account.';
 
 -- The formulas by which a usage was priced, as the config of that version has them.
 create or replace function ducto_private.formulas_of(p_terms ducto_private.terms, p_usage jsonb, p_key text, p_job_only boolean)

@@ -1,9 +1,9 @@
--- Statistics over all accounts: exact at any moment, with rollups or without.
+-- Statistics over all accounts or of one: exact at any moment, with rollups or without.
 --
 -- An account's rows are numbered without gaps and committed in that order, because whoever writes one holds the account
 -- until then. So a rollup need only remember the last number that it has counted of each account: nothing that a running
 -- transaction may still commit comes before it, however long it takes and whatever its clock says. What was not yet
--- counted, and days that a window cuts, are read from the ledger.
+-- counted, and days that a window cuts, are read from the ledger; and so is all of one user, whose rows are few.
 
 -- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge.
 create or replace view ducto_private.usage as
@@ -51,7 +51,8 @@ begin
 end
 $$;
 
-create or replace function ducto_private.usage_span(p_start timestamptz, p_end timestamptz) returns ducto_private.usage_span
+create or replace function ducto_private.usage_span(p_start timestamptz, p_end timestamptz, p_user_id text default null)
+returns ducto_private.usage_span
 language plpgsql stable
 as $$
 declare
@@ -68,6 +69,12 @@ begin
   v_span.ends := case when p_end < '0001-01-01 00:00Z' then '-infinity'
     when p_end < '9999-01-01 00:00Z' then p_end else 'infinity' end;
   v_span.zone := coalesce(ducto_private.ledger_zone(), 'UTC');
+  if p_user_id is not null then
+    perform ducto_private.check_text(p_user_id, 'p_user_id');
+    v_span.user_id := p_user_id;
+    -- Without days nothing is read but usage_of_one().
+    return v_span;
+  end if;
   v_span.first_day := ducto_private.nearest_day(v_span.starts, 1, v_span.zone);
   v_span.days_start := ducto_private.first_instant(v_span.first_day, v_span.zone);
   if v_span.ends > v_counted then
@@ -108,6 +115,33 @@ begin
 end
 $$;
 
+-- The charges and refunds in a span of one account, and of one user as a member of teams.
+create or replace function ducto_private.usage_of_one(p_span ducto_private.usage_span) returns setof ducto_private.usage
+language plpgsql stable
+as $$
+declare
+  v_account_id text;
+  v_after bigint;
+  v_upto bigint;
+begin
+  for v_account_id in
+    select p_span.user_id
+    union
+    select m.account_id
+    from ducto_private.team_members as m
+    where m.user_id = p_span.user_id
+  loop
+    v_after := ducto_private.seq_at(v_account_id, p_span.starts, true);
+    v_upto := ducto_private.seq_at(v_account_id, p_span.ends, true);
+    return query
+    select u.*
+    from ducto_private.usage as u
+    where u.account_id = v_account_id and u.seq > v_after and u.seq <= v_upto and u.counts
+      and p_span.user_id in (u.account_id, u.user_id);
+  end loop;
+end
+$$;
+
 -- What was used in a span, in partial sums by user or by model (p_by) and, if p_daily, by local day.
 create or replace function ducto_private.usage_of(p_by text, p_daily boolean, p_span ducto_private.usage_span)
 returns setof ducto_private.usage_sums
@@ -137,49 +171,59 @@ begin
     from ducto_private.uncounted((p_span).days_end) as u
     where (p_span).days_start < (p_span).days_end
       and u.created_at >= (p_span).days_start and u.created_at < (p_span).days_end
+    union all
+    select u.*
+    from ducto_private.usage_of_one(p_span) as u
+    where (p_span).user_id is not null
   ) as u
   group by 1, 2;
 end
 $$;
 
-create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
+create or replace function ducto.spend_by_user(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
 returns setof ducto.spend_by_user_row
 language sql stable
 as $$
   select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
     ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
-  from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end)) as u
+  from ducto_private.usage_of('user', false, ducto_private.usage_span(p_start, p_end, p_user_id)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
 $$;
 comment on function ducto.spend_by_user is
-  'What each user and team member spent in [p_start, p_end), most first: credits debited from balances, gross of refunds.';
+  'What each user and team member spent in [p_start, p_end), most first: credits debited from balances, gross of refunds. '
+  'With p_user_id only what that user spent, in teams too; a team''s id selects the charges of its pool.';
 
-create or replace function ducto.spend_by_model(p_start timestamptz default null, p_end timestamptz default null)
+create or replace function ducto.spend_by_model(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
 returns setof ducto.spend_by_model_row
 language sql stable
 as $$
   select u.name, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
     ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
-  from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end)) as u
+  from ducto_private.usage_of('model', false, ducto_private.usage_span(p_start, p_end, p_user_id)) as u
   group by u.name
   order by sum(u.spend) desc, u.name
 $$;
 comment on function ducto.spend_by_model is
-  'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''.';
+  'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''. '
+  'p_user_id as in spend_by_user.';
 
-create or replace function ducto.daily_spend(p_start timestamptz default null, p_end timestamptz default null)
+create or replace function ducto.daily_spend(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
 returns setof ducto.daily_spend_row
 language sql stable
 as $$
   select u.day, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint,
     ducto_private.at_most_bigint(sum(u.allowance_used)), ducto_private.at_most_bigint(sum(u.refunded)), sum(u.cost), null::text
-  from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as u
+  from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end, p_user_id)) as u
   group by u.day
   order by u.day
 $$;
 comment on function ducto.daily_spend is
-  'What was spent on each local day that has a charge or a refund in [p_start, p_end), in order.';
+  'What was spent on each local day that has a charge or a refund in [p_start, p_end), in order. p_user_id as in '
+  'spend_by_user.';
 
 create or replace function ducto.top_users(
   p_limit integer default 10, p_start timestamptz default null, p_end timestamptz default null)
@@ -200,7 +244,8 @@ comment on function ducto.top_users is
   'The users and team members who spent most in [p_start, p_end), of those with a charge; by name where they spent '
   'the same. p_limit is 1 to 1000.';
 
-create or replace function ducto.aggregate_stats(p_start timestamptz default null, p_end timestamptz default null)
+create or replace function ducto.aggregate_stats(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
 returns ducto.aggregate_stats_row
 language plpgsql stable
 as $$
@@ -209,10 +254,10 @@ declare
 begin
   with users as (
     select u.*
-    from ducto.spend_by_user(p_start, p_end) as u
+    from ducto.spend_by_user(p_start, p_end, p_user_id) as u
   ), models as (
     select m.*
-    from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end)) as m
+    from ducto_private.usage_of('model', true, ducto_private.usage_span(p_start, p_end, p_user_id)) as m
   )
   select ducto_private.at_most_bigint(coalesce(sum(u.total_spend), 0)),
     count(*) filter (where u.transaction_count > 0),
@@ -239,7 +284,8 @@ begin
 end
 $$;
 comment on function ducto.aggregate_stats is
-  'What was spent in [p_start, p_end) in all and on average on days with a charge, by how many, and on what and by whom most.';
+  'What was spent in [p_start, p_end) in all and on average on days with a charge, by how many, and on what and by whom most. '
+  'p_user_id as in spend_by_user.';
 
 create or replace function ducto.rollup_usage() returns bigint
 language plpgsql volatile

@@ -43,3 +43,20 @@ as $$
   from ducto.get_user_plan(ducto_private.own_id()) as p
 $$;
 comment on function ducto.my_plan is 'The plan of the end user that is signed in, and what is left of its allowance.';
+
+create or replace function ducto.my_statement(p_start timestamptz, p_end timestamptz) returns ducto.statement
+language sql stable
+as $$
+  select s.*
+  from ducto.get_statement(ducto_private.own_id(), p_start, p_end) as s
+$$;
+comment on function ducto.my_statement is 'What became of the credits of the end user that is signed in, in [p_start, p_end).';
+
+create or replace function ducto.my_daily_spend(p_start timestamptz, p_end timestamptz) returns setof ducto.daily_spend_row
+language sql stable
+as $$
+  select d.*
+  from ducto.daily_spend(p_start, p_end, ducto_private.own_id()) as d
+$$;
+comment on function ducto.my_daily_spend is
+  'What the end user that is signed in spent on each local day in [p_start, p_end), in teams too.';

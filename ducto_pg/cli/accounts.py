@@ -14,6 +14,7 @@ from ducto_pg.models import Answer, SweepResult
 # Commands that are one call each: the call, what it must be told, and what it may.
 ASKING = {
     "balance": "get_balance user_id --at",
+    "statement": "get_statement user_id start end",
     "credit add": "add_credits user_id amount --type --expires-at --reference --idempotency-key",
     "credit remove": "remove_credits user_id amount --transaction-id --reason --idempotency-key",
     "credit refund": "refund_credits transaction_id --amount --reason --idempotency-key",
@@ -33,11 +34,11 @@ ASKING = {
     "team add": "add_team_member team_id user_id --role --spend-cap --spend-cap-period",
     "team remove": "remove_team_member team_id user_id",
     "team members": "get_team_members team_id",
-    "stats total": "aggregate_stats --start --end",
-    "stats users": "spend_by_user --start --end",
-    "stats models": "spend_by_model --start --end",
+    "stats total": "aggregate_stats --start --end --user-id",
+    "stats users": "spend_by_user --start --end --user-id",
+    "stats models": "spend_by_model --start --end --user-id",
     "stats margin": "spend_margin --start --end",
-    "stats days": "daily_spend --start --end",
+    "stats days": "daily_spend --start --end --user-id",
     "stats top": "top_users --limit --start --end",
     "stats rollup": "rollup_usage",
     "events fetch": "fetch_events --limit --lease-seconds",

@@ -1,7 +1,7 @@
 """Each RPC as a value: its name, its arguments, its answer.
 
 `Calls` declares them once, as methods without a body; `@rpc` turns a declaration into a `Call`. On a `CreditManager`
-a call returns its answer, on an `AsyncCreditManager` a coroutine of it: both only run the `Statement` that the call
+a call returns its answer, on an `AsyncCreditManager` a coroutine of it: both only run the `Query` that the call
 makes of its arguments.
 """
 
@@ -63,6 +63,7 @@ from ducto_pg.models import (
     SpendByUserRow,
     SpendCap,
     SpendMargin,
+    Statement,
     SweepResult,
     Team,
     TeamBalanceResult,
@@ -102,7 +103,7 @@ _SQL_TYPES: dict[Any, str] = {
 }
 
 
-class Statement(NamedTuple, Generic[T]):
+class Query(NamedTuple, Generic[T]):
     """What a client sends, and how it reads the rows of the (last) answer."""
 
     sql: str
@@ -113,19 +114,19 @@ class Statement(NamedTuple, Generic[T]):
 class Runner(Protocol):
     """What runs a statement at once."""
 
-    def run(self, statement: Statement[T]) -> T: ...
+    def run(self, statement: Query[T]) -> T: ...
 
 
 class AsyncRunner(Protocol):
     """What runs a statement when it is awaited."""
 
-    async def run(self, statement: Statement[T]) -> T: ...
+    async def run(self, statement: Query[T]) -> T: ...
 
 
 class Call(Generic[P, T]):
     """Something to ask of the database: on a manager, a method that asks it."""
 
-    def __init__(self, bind: Callable[P, Statement[T]]) -> None:
+    def __init__(self, bind: Callable[P, Query[T]]) -> None:
         @wraps(bind)
         def ask(manager: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
             return manager.run(bind(*args, **kwargs))
@@ -262,7 +263,7 @@ class Rpc(Call[P, T]):
         self.signature = self.signature.replace(parameters=list(self.signature.parameters.values())[1:])
 
         @wraps(declaration)
-        def bind(*args: P.args, **kwargs: P.kwargs) -> Statement[T]:
+        def bind(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
             writers = self._writers
             given = dict(zip(writers, args, strict=False)) | kwargs
             if len(given) < len(args) + len(kwargs) or not self._required <= given.keys() <= writers.keys():
@@ -271,7 +272,7 @@ class Rpc(Call[P, T]):
             values = {name: writers[name](asked[name]) for name in writers if name in asked}
             names = tuple(values)
             text = self._texts.get(names) or self._texts.setdefault(names, self._text(names))
-            return Statement(text, values, self.read)
+            return Query(text, values, self.read)
 
         bind.__signature__ = self.signature  # type: ignore[attr-defined]
         super().__init__(bind)
@@ -359,7 +360,7 @@ def _publish(
     label: str | None = None,
     activate: bool = True,
     at: datetime | None = None,
-) -> Statement[PricingConfigResult]:
+) -> Query[PricingConfigResult]:
     """Compile a pricing config into the database as its next version, and make it the active one unless told not to:
     now, or from `at` on.
 
@@ -379,7 +380,7 @@ def _publish(
     # A statement of its own: the one that publishes does not see what it has written.
     select = Calls.get_pricing_config.sql.replace("%(version)s", "pg_catalog.current_setting('ducto_pg.published')")
     text = f"select pg_catalog.set_config('ducto_pg.published', {call}::text, true);\n{select}"
-    return Statement(text, None, Calls.get_pricing_config.read)
+    return Query(text, None, Calls.get_pricing_config.read)
 
 
 # The declarations have docstrings for bodies.
@@ -732,8 +733,10 @@ class Calls:
         """`deduct_credits` on a team's pool, for a member."""
 
     @rpc
-    def get_transaction(self, transaction_id: Id, user_id: Id | None = None) -> Transaction:
-        """A ledger entry."""
+    def get_transaction(
+        self, transaction_id: Id | None = None, user_id: Id | None = None, idempotency_key: Id | None = None
+    ) -> Transaction:
+        """A ledger entry: by its id, or by its account and the key of the call that wrote it."""
 
     @rpc
     def list_transactions(
@@ -752,24 +755,41 @@ class Calls:
         """How a charge came about: usage, version, plan, formulas and their exact results."""
 
     @rpc
-    def spend_by_user(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendByUserRow]:
-        """What users and members spent in [start, end), most first; None leaves an end open."""
+    def get_statement(self, user_id: Id, start: datetime | None, end: datetime | None) -> Statement:
+        """What became of an account's credits in [start, end), expiry when it was due; None leaves an end open."""
 
     @rpc
-    def spend_by_model(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendByModelRow]:
-        """What was spent on models in [start, end), most first."""
+    def spend_by_user(
+        self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
+    ) -> list[SpendByUserRow]:
+        """What users and members spent in [start, end), most first; None leaves an end open.
+
+        `user_id` selects what one user spent, in teams too, or what was charged to one team's pool.
+        """
+
+    @rpc
+    def spend_by_model(
+        self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
+    ) -> list[SpendByModelRow]:
+        """What was spent on models in [start, end), most first; `user_id` as in `spend_by_user`."""
 
     @rpc
     def spend_margin(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendMargin]:
         """What was charged for models in [start, end), beside what their providers took, most first."""
 
     @rpc
-    def daily_spend(self, start: datetime | None = None, end: datetime | None = None) -> list[DailySpendRow]:
-        """What was spent on each local day in [start, end), in order."""
+    def daily_spend(
+        self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
+    ) -> list[DailySpendRow]:
+        """What was spent on each local day in [start, end), in order; `user_id` as in `spend_by_user`."""
 
     @rpc
-    def aggregate_stats(self, start: datetime | None = None, end: datetime | None = None) -> AggregateStatsRow:
-        """What was spent in [start, end) in all, by how many, and on what and by whom most."""
+    def aggregate_stats(
+        self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
+    ) -> AggregateStatsRow:
+        """What was spent in [start, end) in all, by how many, and on what and by whom most; `user_id` as in
+        `spend_by_user`.
+        """
 
     @rpc
     def top_users(
@@ -807,6 +827,14 @@ class Calls:
     @rpc
     def my_plan(self) -> GetUserPlanResult:
         """The end user's own plan, and what is left of its allowance."""
+
+    @rpc
+    def my_statement(self, start: datetime | None, end: datetime | None) -> Statement:
+        """What became of the end user's own credits in [start, end)."""
+
+    @rpc
+    def my_daily_spend(self, start: datetime | None, end: datetime | None) -> list[DailySpendRow]:
+        """What the end user spent on each local day in [start, end), in teams too."""
 
     @rpc
     def verify_ledger(self, account_id: Id | None = None) -> list[Violation]:

@@ -23,7 +23,7 @@ from psycopg.pq import Format
 from psycopg.rows import TupleRow, tuple_row
 
 from ducto_pg import exactjson
-from ducto_pg.client.calls import Calls, Statement
+from ducto_pg.client.calls import Calls, Query
 from ducto_pg.errors import DuctoError, InvalidArgumentError, OutcomeUnknownError, UnavailableError, kind_of
 from ducto_pg.install.setup import SetupOptions, asetup, check_dsn, setup
 from ducto_pg.models import SetupResult
@@ -68,7 +68,7 @@ class CreditManager(Calls):
         with self._connection() as conn:
             return setup(conn, **options)
 
-    def run(self, statement: Statement[T]) -> T:
+    def run(self, statement: Query[T]) -> T:
         """Run a statement of `ducto_pg.client.calls` and read its answer."""
         sent = False
         try:
@@ -140,7 +140,7 @@ class AsyncCreditManager(Calls):
         async with self._connection() as conn:
             return await asetup(conn, **options)
 
-    async def run(self, statement: Statement[T]) -> T:
+    async def run(self, statement: Query[T]) -> T:
         """Run a statement of `ducto_pg.client.calls` and read its answer."""
         sent = False
         try:

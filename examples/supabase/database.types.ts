@@ -39,7 +39,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "aggregate_stats":
-{ Args: { "p_end"?: string,"p_start"?: string }; Returns: Database["ducto"]['CompositeTypes']["aggregate_stats_row"]
+{ Args: { "p_end"?: string,"p_start"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["aggregate_stats_row"]
                           SetofOptions: {
         from: "*"
         to: "aggregate_stats_row"
@@ -87,7 +87,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "daily_spend":
-{ Args: { "p_end"?: string,"p_start"?: string }; Returns: Database["ducto"]['CompositeTypes']["daily_spend_row"][]
+{ Args: { "p_end"?: string,"p_start"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["daily_spend_row"][]
                           SetofOptions: {
         from: "*"
         to: "daily_spend_row"
@@ -209,6 +209,14 @@ export type Database = {
         isOneToOne: true
         isSetofReturn: false
       } },
+"get_statement":
+{ Args: { "p_end": string,"p_start": string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["statement"]
+                          SetofOptions: {
+        from: "*"
+        to: "statement"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "get_team":
 { Args: { "p_team_id": string }; Returns: Database["ducto"]['CompositeTypes']["team"]
                           SetofOptions: {
@@ -234,7 +242,7 @@ export type Database = {
         isSetofReturn: true
       } },
 "get_transaction":
-{ Args: { "p_transaction_id": string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["transaction"]
+{ Args: { "p_idempotency_key"?: string,"p_transaction_id"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["transaction"]
                           SetofOptions: {
         from: "*"
         to: "transaction"
@@ -281,11 +289,27 @@ export type Database = {
         isOneToOne: true
         isSetofReturn: false
       } },
+"my_daily_spend":
+{ Args: { "p_end": string,"p_start": string }; Returns: Database["ducto"]['CompositeTypes']["daily_spend_row"][]
+                          SetofOptions: {
+        from: "*"
+        to: "daily_spend_row"
+        isOneToOne: false
+        isSetofReturn: true
+      } },
 "my_plan":
 { Args: Record<PropertyKey, never>; Returns: Database["ducto"]['CompositeTypes']["get_user_plan_result"]
                           SetofOptions: {
         from: "*"
         to: "get_user_plan_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
+"my_statement":
+{ Args: { "p_end": string,"p_start": string }; Returns: Database["ducto"]['CompositeTypes']["statement"]
+                          SetofOptions: {
+        from: "*"
+        to: "statement"
         isOneToOne: true
         isSetofReturn: false
       } },
@@ -392,7 +416,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "set_user_plan":
-{ Args: { "p_plan_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["set_user_plan_result"]
+{ Args: { "p_anchor"?: string,"p_event_at"?: string,"p_idempotency_key"?: string,"p_plan_id"?: string,"p_until"?: string,"p_user_id": string,"p_when"?: string }; Returns: Database["ducto"]['CompositeTypes']["set_user_plan_result"]
                           SetofOptions: {
         from: "*"
         to: "set_user_plan_result"
@@ -400,7 +424,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "spend_by_model":
-{ Args: { "p_end"?: string,"p_start"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_model_row"][]
+{ Args: { "p_end"?: string,"p_start"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_model_row"][]
                           SetofOptions: {
         from: "*"
         to: "spend_by_model_row"
@@ -408,7 +432,7 @@ export type Database = {
         isSetofReturn: true
       } },
 "spend_by_user":
-{ Args: { "p_end"?: string,"p_start"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_user_row"][]
+{ Args: { "p_end"?: string,"p_start"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_user_row"][]
                           SetofOptions: {
         from: "*"
         to: "spend_by_user_row"
@@ -490,7 +514,7 @@ export type Database = {
                       },"explanation": {
                         "transaction_id": string | null,"account_id": string | null,"cost": number | null,"carry_before": number | null,"carry_after": number | null,"rounding": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"resolved_model": string | null,"formulas": Json | null,"parts": Json | null,"error": string | null,"amount": number | null,"allowance_used": number | null
                       },"get_user_plan_result": {
-                        "user_id": string | null,"plan_id": string | null,"plan_name": string | null,"free_allowance": number | null,"features": Json | null,"allowance_remaining": number | null,"period_start": string | null,"period_end": string | null,"error": string | null,"revision": number | null
+                        "user_id": string | null,"plan_id": string | null,"plan_name": string | null,"free_allowance": number | null,"features": Json | null,"allowance_remaining": number | null,"period_start": string | null,"period_end": string | null,"error": string | null,"revision": number | null,"next_plan_id": string | null,"next_plan_at": string | null
                       },"pricing_config_history_item": {
                         "id": string | null,"version": number | null,"label": string | null,"active": boolean | null,"created_at": string | null,"error": string | null
                       },"pricing_config_result": {
@@ -502,7 +526,7 @@ export type Database = {
                       },"reserve_result": {
                         "reservation_id": string | null,"user_id": string | null,"amount": number | null,"balance": number | null,"reserved_total": number | null,"error": string | null,"idempotent": boolean | null,"expires_at": string | null,"warnings": (string)[] | null,"revision": number | null
                       },"set_user_plan_result": {
-                        "user_id": string | null,"plan_id": string | null,"error": string | null,"revision": number | null
+                        "user_id": string | null,"plan_id": string | null,"error": string | null,"revision": number | null,"idempotent": boolean | null,"warnings": (string)[] | null,"next_plan_id": string | null,"next_plan_at": string | null
                       },"spend_by_model_row": {
                         "model": string | null,"total_spend": number | null,"transaction_count": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"spend_by_user_row": {
@@ -511,6 +535,8 @@ export type Database = {
                         "user_id": string | null,"cap_type": string | null,"model": string | null,"limit": number | null,"action": string | null,"error": string | null,"revision": number | null,"spent": number | null,"resets_at": string | null
                       },"spend_margin": {
                         "model": string | null,"transaction_count": number | null,"total_spend": number | null,"provider_cost": number | null,"uncosted": number | null,"error": string | null
+                      },"statement": {
+                        "user_id": string | null,"period_start": string | null,"period_end": string | null,"opening_balance": number | null,"granted": number | null,"purchased": number | null,"charged": number | null,"allowance_used": number | null,"refunded": number | null,"removed": number | null,"expired": number | null,"closing_balance": number | null,"error": string | null,"revision": number | null
                       },"sweep_result": {
                         "expired_count": number | null,"expired_amount": number | null,"dry_run": boolean | null,"error": string | null
                       },"team": {

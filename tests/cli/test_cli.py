@@ -202,6 +202,7 @@ def test_credits_are_added_removed_refunded_and_listed(run: Run, shop: Connectio
     assert ["balance", "70"] in cells(run("balance", "ann")[1])
     assert json.loads(run("balance", "ann", "--json")[1])["available"] == 70
     assert ["balance", "0"] in cells(run("balance", "ann", "--at", "2020-01-01")[1])
+    assert ["closing_balance", "70"] in cells(run("statement", "ann", "2020-01-01", "2090-01-01")[1])
     listed = cells(run("credit", "list", "ann")[1])
     columns = ["seq", "type", "amount", "allowance_used", "balance_after", "cost", "model", "created_at"]
     assert listed[0] == [*columns, "transaction_id"]
@@ -258,6 +259,7 @@ def test_teams_and_statistics(run: Run, shop: Connection) -> None:
     assert cells(run("stats", "users")[1])[1][:3] == ["ann", "34", "2"]
     assert cells(run("stats", "models", "--start", "2020-01-01")[1])[1][:3] == ["gpt-4o", "30", "1"]
     assert run("stats", "days", "--end", "2020-01-01") == (0, "none\n", "")
+    assert run("stats", "days", "--user-id", "nobody") == (0, "none\n", "")
     assert len(cells(run("stats", "top", "--limit", "1")[1])) == 2
     assert run("stats", "rollup")[0] == 0
     assert run("team", "remove", "reds", "ann")[0] == 0

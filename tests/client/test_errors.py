@@ -18,7 +18,7 @@ from psycopg_pool import ConnectionPool
 
 import ducto_pg
 from ducto_pg import AsyncCreditManager, ConcurrencyError, CreditManager, OutcomeUnknownError, UnavailableError, errors
-from ducto_pg.client.calls import Statement
+from ducto_pg.client.calls import Query
 
 Connection = psycopg.Connection[Any]
 Connect = Callable[..., Connection]
@@ -41,10 +41,10 @@ def credits(conn: Connection) -> CreditManager:
     return manager
 
 
-def raising(sqlstate: str) -> Statement[None]:
+def raising(sqlstate: str) -> Query[None]:
     """A statement that the database ends with this SQLSTATE."""
     text = f"do $$ begin raise exception 'so it is' using errcode = '{sqlstate}', detail = 'more', hint = 'do'; end $$"
-    return Statement(text, None, lambda rows: None)
+    return Query(text, None, lambda rows: None)
 
 
 def read_only(conn: Connection, whether: bool) -> None:

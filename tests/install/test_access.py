@@ -26,7 +26,7 @@ Denied = psycopg.errors.InsufficientPrivilege
 CALL = {
     *("calculate_cost", "read_usage", "explain_transaction", "version"),
     *("get_active_pricing", "get_balance", "get_pricing_config", "get_pricing_history", "get_reservation"),
-    *("get_transaction", "list_reservations", "list_transactions"),
+    *("get_statement", "get_transaction", "list_reservations", "list_transactions"),
     *("reserve", "reserve_credits", "extend_reservation", "release_reservation"),
     *("deduct", "deduct_credits", "deduct_fixed", "deduct_batch", "refund_credits"),
     *("get_user_plan", "check_allowance", "check_feature", "check_spend_cap", "list_spend_caps"),
@@ -39,7 +39,7 @@ ADMIN = CALL | {
     *("set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
     *("create_team", "add_team_member", "remove_team_member", "fetch_events", "ack_events", "rollup_usage"),
 }
-OWN = {"my_balance", "my_plan", "my_transactions"}
+OWN = {"my_balance", "my_daily_spend", "my_plan", "my_statement", "my_transactions"}
 OWNER_ONLY = {"erase_user"}
 VIEWS = {"accounts", "lots", "reservations", "transactions"}
 
@@ -249,6 +249,8 @@ class TestNoWayIn:
             lambda: boss.erase_user("alice"),
             lambda: clerk.my_balance(),
             lambda: boss.my_transactions(),
+            lambda: clerk.my_statement(None, None),
+            lambda: boss.my_daily_spend(None, None),
             lambda: clerk.activate_pricing(1),
             lambda: clerk.verify_ledger(),
             lambda: clerk.publish_pricing(PRICES, "mine"),
@@ -348,6 +350,7 @@ def scenario(manager: CreditManager, admin: CreditManager, user: str) -> list[An
     note(manager.refund_credits(charge.transaction_id))
     note(manager.reserve_credits(user, 100000))
     note(manager.get_transaction("it's \\"))
+    note(manager.get_transaction(user_id=user, idempotency_key=key))
     note(manager.explain_transaction(charge.transaction_id))
     note(manager.list_transactions(user, from_=before, to=before + timedelta(seconds=60)))
     note(manager.get_balance(user, datetime.now(UTC)))
@@ -398,6 +401,9 @@ def spend(
         )
     )
     note([row for row in manager.spend_by_user(start, end) if row.user_id == user])
+    note(manager.spend_by_user(start, end, user))
+    note(manager.spend_by_model(start, end, team))
+    note(manager.get_statement(user, start, end))
     note(manager.spend_by_model(start, end))
     note(manager.spend_margin(start, end))
     note(manager.daily_spend(start, end))

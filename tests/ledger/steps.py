@@ -67,13 +67,13 @@ def connection(manager: CreditManager) -> Connection:
     return source
 
 
-def mine(name: str) -> Step:
+def mine(name: str, *arguments: Any) -> Step:
     """A call of an end user's own, who is signed in."""
 
     def step(manager: CreditManager, at: Scene) -> Any:
         claims = f'{{"sub": "{at["user"]}"}}'
         connection(manager).execute("select set_config('request.jwt.claims', %s, false)", [claims])
-        return getattr(manager, name)()
+        return getattr(manager, name)(*arguments)
 
     return step
 
@@ -94,6 +94,7 @@ READS: dict[str, Step] = {
     "get_pricing_config": lambda m, at: m.get_pricing_config(1),
     "get_pricing_history": lambda m, at: m.get_pricing_history(),
     "get_reservation": lambda m, at: m.get_reservation(at["hold"]),
+    "get_statement": lambda m, at: m.get_statement(at["user"], None, None),
     "get_team": lambda m, at: m.get_team(at["team"]),
     "get_team_balance": lambda m, at: m.get_team_balance(at["team"]),
     "get_team_members": lambda m, at: m.get_team_members(at["team"]),
@@ -103,7 +104,9 @@ READS: dict[str, Step] = {
     "list_spend_caps": lambda m, at: m.list_spend_caps(at["user"]),
     "list_transactions": lambda m, at: m.list_transactions(at["user"]),
     "my_balance": mine("my_balance"),
+    "my_daily_spend": mine("my_daily_spend", None, None),
     "my_plan": mine("my_plan"),
+    "my_statement": mine("my_statement", None, None),
     "my_transactions": mine("my_transactions"),
     "spend_by_model": lambda m, at: m.spend_by_model(),
     "spend_by_user": lambda m, at: m.spend_by_user(),

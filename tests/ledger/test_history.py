@@ -6,14 +6,23 @@ from typing import Any
 
 from ledger_helpers import (
     UNKNOWN,
+    Call,
+    Check,
     Ledger,
+    Step,
     ask,
     at,
+    but,
     costs,
     lists,
     prices,
     raises,
     reads,
+    refuses,
+    rich,
+    table,
+    team,
+    tell,
 )
 
 
@@ -74,8 +83,9 @@ def test_reading_the_ledger(ledger: Ledger) -> None:
     )(ledger, ask.get_transaction("@charge1", "u"))
     reads(usage=None, model="gpt-x", resolved_model="gpt", cost=5)(ledger, ask.get_transaction("@charge2"))
     for unknown in (ask.get_transaction, ask.explain_transaction):
-        for arguments in (("x",), (UNKNOWN,), (None,), ("@charge1", "other"), ("@charge1", "ghost")):
+        for arguments in (("x",), (UNKNOWN,), ("@charge1", "other"), ("@charge1", "ghost")):
             lists({"error": "transaction_not_found"})(ledger, unknown(*arguments))
+    lists({"error": "transaction_not_found"})(ledger, ask.explain_transaction(None))
     for wrong, words in (
         ({"limit": 0}, ("p_limit", "1 and 1000")),
         ({"limit": 1001}, ("p_limit",)),
@@ -83,6 +93,54 @@ def test_reading_the_ledger(ledger: Ledger) -> None:
         ({"from": "2026-01-02", "to": "2026-01-01"}, ("p_to", "p_from")),
     ):
         raises("22023", *words)(ledger, ask.list_transactions("u", **wrong))
+
+
+def by_key(user: str | None, key: str | None, **more: Any) -> Call:
+    return ask.get_transaction(user_id=user, idempotency_key=key, **more)
+
+
+absent = lists({"error": "transaction_not_found", "transaction_id": None, "amount": 0})
+
+
+# fmt: off
+@table(
+    ("a charge", [rich, ask.deduct("u", costs(3), "k")], by_key("u", "k"), reads(transaction_id="@charge", amount=-3)),
+    ("a grant", [ask.add_credits("u", 9, key="k")], by_key("u", "k"),
+     reads(transaction_id="@grant", type="adjustment")),
+    ("a removal", [rich, ask.remove_credits("u", 9, key="k")], by_key("u", "k"), reads(type="removal", amount=-9)),
+    ("a refund", [rich, ask.deduct_credits("u", 9), ask.refund_credits("@charge", key="k")], by_key("u", "k"),
+     reads(transaction_id="@refund", type="refund", refers_to="@charge")),
+    ("a charge of a batch", [rich, ask.deduct_batch([{"user_id": "u", "amount": 2, "idempotency_key": "k"}])],
+     by_key("u", "k"), reads(transaction_id="@charge", amount=-2)),
+    ("a pool's, by the team", [team("t", "u"), ask.deduct_team_credits("t", "u", 7, key="k")], by_key("t", "k"),
+     reads(transaction_id="@charge", actor_id="u")),
+    ("but not by the member", [team("t", "u"), ask.deduct_team_credits("t", "u", 7, key="k")], by_key("u", "k"),
+     absent),
+    ("one request id names a hold and its settlement, and this is the settlement",
+     [rich, ask.reserve_credits("u", 5, key="k"), ask.deduct_credits("u", 4, "@hold", key="k")], by_key("u", "k"),
+     reads(transaction_id="@charge", reservation_id="@hold")),
+    ("a hold alone has no row", [rich, ask.reserve_credits("u", 5, key="k")], by_key("u", "k"), absent),
+    ("each account has keys of its own",
+     [rich, ask.add_credits("v", 100), ask.deduct_credits("u", 1, key="k"), ask.deduct_credits("v", 2, key="k")],
+     by_key("u", "k"), reads(transaction_id="@charge1", account_id="u")),
+    ("a refused request is not remembered", [rich, but(refuses("insufficient_credits"),
+     ask.deduct_credits("u", 900, key="k"))], by_key("u", "k"), absent),
+    ("no such key", [rich], by_key("u", "K"), absent),
+    ("no such account", [rich], by_key("ghost", "k"), absent),
+    ("a key as it is, not trimmed", [rich, ask.deduct_credits("u", 1, key=" k")], by_key("u", "k"), absent),
+    ("nothing", [rich], ask.get_transaction(), raises("22023", "p_transaction_id", "p_user_id", "p_idempotency_key")),
+    ("a user alone", [rich], by_key("u", None), raises("22023", "p_idempotency_key", "key of the call")),
+    ("a key without its account", [rich], by_key(None, "k"), raises("22023", "p_user_id", "account's id")),
+    ("an id and a key", [rich, ask.deduct_credits("u", 1, key="k")], by_key("u", "k", transaction_id="@charge"),
+     raises("22023", "p_transaction_id", "or by")),
+    ("a blank key", [rich], by_key("u", " "), raises("22023", "p_idempotency_key", "blank")),
+    ("a blank account", [rich], by_key(" ", "k"), raises("22023", "p_user_id")),
+)
+def test_a_row_is_found_by_the_key_that_wrote_it(
+    ledger: Ledger, given: list[Step], call: Call, check: Check
+) -> None:
+    tell(ledger, given, call, check)
+# fmt: on
 
 
 def test_a_charge_is_explained_by_the_prices_of_its_day(ledger: Ledger) -> None:

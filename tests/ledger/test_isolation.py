@@ -18,7 +18,7 @@ from sessions import Arena
 from steps import CONFIG, READS, STEPS, TEAM_STEPS, USAGE, Scene, Step, connection, scene, team_scene
 
 from ducto_pg import CreditManager
-from ducto_pg.client.calls import Calls, Statement
+from ducto_pg.client.calls import Calls, Query
 from ducto_pg.errors import ConcurrencyError, DuctoError
 from ducto_pg.models import CreateTeamResult, ReserveResult
 
@@ -403,7 +403,7 @@ class Recording(CreditManager):
         super().__init__(source)
         self.called: set[str] = set()
 
-    def run(self, statement: Statement[T]) -> T:
+    def run(self, statement: Query[T]) -> T:
         self.called |= set(re.findall(r"ducto\.(\w+)\(", statement.sql))
         return super().run(statement)
 

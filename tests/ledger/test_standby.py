@@ -20,7 +20,7 @@ from steps import CONFIG, READS, STEPS, TEAM_STEPS, scene, team_scene
 
 import ducto_pg
 from ducto_pg import CreditManager, embedded
-from ducto_pg.client.calls import Statement
+from ducto_pg.client.calls import Query
 from ducto_pg.client.manager import _Cursor
 from ducto_pg.embedded import Server
 from ducto_pg.install import sqlfiles
@@ -145,7 +145,7 @@ class TestStandby:
 class Preparing(CreditManager):
     """Prepares each call at its first use and keeps it."""
 
-    def run(self, statement: Statement[T]) -> T:
+    def run(self, statement: Query[T]) -> T:
         assert isinstance(self._source, psycopg.Connection)
         with _Cursor(self._source, row_factory=tuple_row) as cursor:
             cursor.execute(statement.sql, statement.arguments, prepare=True, binary=statement.arguments is not None)

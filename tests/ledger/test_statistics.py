@@ -232,10 +232,49 @@ def test_aggregate_stats(ledger: Ledger, given: list[Step], call: Call, check: C
 # fmt: on
 
 
+both: list[Step] = [
+    rich, rich_v, team("t", "u", "v"), ask.deduct("u", costs(5)), ask.deduct_credits("v", 6, model="a"),
+    ask.deduct_team_credits("t", "u", 7), later(days=1), ask.deduct_team_credits("t", "v", 9, model="a"),
+    ask.refund_credits("@charge3", 2),
+]  # fmt: skip
+
+
+# fmt: off
+@table(
+    ("nobody", both, ask.spend_by_user(user_id="ghost"), counted()),
+    ("a user's own and as a member", both, ask.spend_by_user(user_id="u"), counted(spent("u", 12, 2, refunded=2))),
+    ("by model", both, ask.spend_by_model(user_id="u"), counted(on("", 7, refunded=2), on("any", 5))),
+    ("by day", both, ask.daily_spend(user_id="u"),
+     counted(day("2026-01-01", 12, 2), day("2026-01-02", 0, 0, refunded=2))),
+    ("in all", both, ask.aggregate_stats(user_id="u"), counted(NOBODY | {"total_credits_consumed": 12,
+        "active_users": 1, "avg_daily_spend": 12, "top_model": "any", "top_user": "u", "refunded": 2, "cost": 12})),
+    ("a team's pool, by member", both, ask.spend_by_user(user_id="t"),
+     counted(spent("v", 9), spent("u", 7, refunded=2))),
+    ("a team's pool, by model", both, ask.spend_by_model(user_id="t"),
+     counted(on("a", 9), on("", 7, refunded=2))),
+    ("a team's pool, by day", both, ask.daily_spend(user_id="t"),
+     counted(day("2026-01-01", 7), day("2026-01-02", 9, refunded=2))),
+    ("a team's pool, in all", both, ask.aggregate_stats(user_id="t"), counted(NOBODY | {"total_credits_consumed": 16,
+        "active_users": 2, "avg_daily_spend": 8, "top_model": "a", "top_user": "v", "refunded": 2, "cost": 16})),
+    ("of a window", both, ask.spend_by_user("2026-01-02Z", "2026-01-03Z", "u"),
+     counted(spent("u", 0, 0, refunded=2))),
+    ("also of one who left the team", [*both, ask.remove_team_member("t", "u")], ask.spend_by_user(user_id="u"),
+     counted(spent("u", 12, 2, refunded=2))),
+    ("who has no account", [team("t", "w"), ask.deduct_team_credits("t", "w", 3)], ask.daily_spend(user_id="w"),
+     counted(day("2026-01-01", 3))),
+    ("null is all", both, ask.spend_by_user(user_id=None), counted(spent("v", 15, 2), spent("u", 12, 2, refunded=2))),
+)
+def test_statistics_of_one_user(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
+    tell(ledger, given, call, check)
+# fmt: on
+
+
 @pytest.mark.parametrize("name", ["spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats"])
 def test_a_window_ends_after_it_begins(ledger: Ledger, name: str) -> None:
     early, late = "2026-01-01Z", "2026-01-01 00:00:01Z"
     raises("22023", "p_end", "p_start", "open")(ledger, Call(name, (late, early), {}))
+    raises("22023", "p_end", "p_start", "open")(ledger, Call(name, (late, early, "u"), {}))
+    raises("22023", "p_user_id", "blanks")(ledger, Call(name, (early, late, " u"), {}))
     raises("22023", "p_end", "p_start", "open")(ledger, ask.top_users(3, late, early))
 
 
@@ -264,7 +303,7 @@ ROWS = """
 select t.created_at, (t.created_at at time zone %s)::date, coalesce(t.member_id, t.account_id),
   coalesce(t.resolved_model, t.model, ''), t.type, t.amount, t.allowance_used, t.cost
 from ducto_private.transactions as t
-where t.type in ('usage', 'refund')
+where t.type in ('usage', 'refund') and (%s::text is null or %s in (t.account_id, t.member_id))
 """
 USE_ROLLUPS = """
 create or replace function ducto_private.counted_until() returns timestamptz language sql stable
@@ -276,12 +315,14 @@ as 'select null::timestamptz'
 """
 
 
-def expected(conn: Connection, zone: str, start: datetime | None, end: datetime | None) -> dict[str, Any]:
-    """The five statistics of a window, summed here, row by row."""
+def expected(
+    conn: Connection, zone: str, start: datetime | None, end: datetime | None, one: str | None = None
+) -> dict[str, Any]:
+    """The five statistics of a window, of all accounts or of one, summed here, row by row."""
     by: dict[str, dict[Any, list[Any]]] = {
         name: defaultdict(lambda: [0, 0, 0, 0, 0]) for name in ("user", "model", "day")
     }
-    for created_at, local_day, user, model, kind, amount, allowance, cost in conn.execute(ROWS, [zone]):
+    for created_at, local_day, user, model, kind, amount, allowance, cost in conn.execute(ROWS, [zone, one, one]):
         if (start and created_at < start) or (end and created_at >= end):
             continue
         adds = (-amount, 1, allowance, 0, cost) if kind == "usage" else (0, 0, 0, amount, 0)
@@ -313,15 +354,26 @@ def expected(conn: Connection, zone: str, start: datetime | None, end: datetime 
     }
 
 
-def answers(conn: Connection, start: datetime | None, end: datetime | None) -> dict[str, Any]:
-    """The five statistics of a window, as the database answers them."""
+def answers(conn: Connection, start: datetime | None, end: datetime | None, one: str | None = None) -> dict[str, Any]:
+    """The five statistics of a window, or the four of one account, as the database answers them."""
     found = {}
-    for name in ("spend_by_user", "spend_by_model", "daily_spend", "top_users", "aggregate_stats"):
-        limit = "3, " if name == "top_users" else ""
-        rows = conn.execute(f"select * from ducto.{name}({limit}%s, %s)".encode(), [start, end]).fetchall()
+    for name in ("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats"):
+        rows = conn.execute(f"select * from ducto.{name}(%s, %s, %s)".encode(), [start, end, one]).fetchall()
         assert all(row[-1] is None for row in rows)
         found[name] = [row[:-1] for row in rows]
+    if one is None:
+        top = conn.execute("select * from ducto.top_users(3, %s, %s)", [start, end]).fetchall()
+        found["top_users"] = [row[:-1] for row in top]
     return found
+
+
+def added_up(parts: list[dict[str, Any]], name: str) -> dict[Any, list[Any]]:
+    """The sums of several answers of one statistic, by its first column."""
+    sums: dict[Any, list[Any]] = {}
+    for part in parts:
+        for key, *row in part[name]:
+            sums[key] = [a + b for a, b in zip(sums.get(key, [0] * len(row)), row, strict=True)]
+    return sums
 
 
 def rollup_violations(conn: Connection) -> list[tuple[Any, ...]]:
@@ -409,6 +461,15 @@ def test_statistics_are_sums_of_the_ledger_rolled_up_or_not(conn: Connection, cl
         for way in (USE_LEDGER, USE_ROLLUPS, str(usual[0])):
             conn.execute(way.encode())
             assert answers(conn, start, end) == want, (start, end, way)
+            parts = [answers(conn, start, end, user) for user in users]
+            for name in ("spend_by_user", "spend_by_model", "daily_spend"):
+                assert added_up(parts, name) == added_up([want], name), (name, start, end, way)
+        for one, part in zip(users, parts, strict=True):
+            own = expected(conn, zone, start, end, one)
+            assert part == {name: own[name] for name in part}, (one, start, end)
+        pool = answers(conn, start, end, "t")
+        own = expected(conn, zone, start, end, "t")
+        assert pool == {name: own[name] for name in pool}, (start, end)
     manager.rollup_usage()
     assert rollup_violations(conn) == []
     assert manager.verify_ledger() == []
@@ -449,6 +510,29 @@ def test_closed_days_are_not_read_from_the_ledger(conn: Connection, clock: Clock
     assert scans("2026-01-03 00:00+09", "2026-01-05 00:00+09") == 0
     assert manager.rollup_usage() == 2
     assert scans(None, None) == 0
+
+
+def test_what_one_user_did_is_found_by_index(conn: Connection) -> None:
+    manager = CreditManager(conn)
+    manager.publish_pricing({"models": {"m": "input_tokens"}, "min_balance": 0})
+    manager.create_team("T", 100, team_id="t").or_raise()
+    manager.add_team_member("t", "u").or_raise()
+    for user in "uv":
+        manager.add_credits(user, 10**6).or_raise()
+    manager.deduct_batch(10_000 * [{"user_id": "v", "amount": 1}])
+    manager.deduct_credits("u", 3).or_raise()
+    manager.deduct_team_credits("t", "u", 4).or_raise()
+    conn.execute("analyze")
+    for name in ("spend_by_user", "spend_by_model", "daily_spend", "aggregate_stats", "get_statement"):
+        arguments = "'u', null, null" if name == "get_statement" else "null, null, 'u'"
+        with conn.transaction():
+            conn.execute(f"select * from ducto.{name}({arguments})".encode())
+            row = conn.execute(
+                "select s.seq_scan, s.idx_tup_fetch from pg_stat_xact_user_tables as s where s.relname = 'transactions'"
+            ).fetchone()
+        assert row
+        assert row[0] == 0, name
+        assert 0 < row[1] < 100, name
 
 
 # Rollups beside other sessions
@@ -795,7 +879,15 @@ def test_users_see_their_own(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [ask.my_balance(), ask.my_transactions(), ask.my_plan()], ids=lambda call: str(call.name)
+    "call",
+    [
+        ask.my_balance(),
+        ask.my_transactions(),
+        ask.my_plan(),
+        ask.my_statement(None, None),
+        ask.my_daily_spend(None, None),
+    ],
+    ids=lambda call: str(call.name),
 )
 def test_whoever_is_nobody_sees_nothing(ledger: Ledger, call: Call) -> None:
     rich(ledger)
