@@ -142,6 +142,39 @@ begin
 end
 $$;
 
+-- The charges in [p_start, p_end) that carry labels: of all users, or of one, who is charged in an account of that name and
+-- in teams. These are read account by account, because the ledger has an index by account only.
+create or replace function ducto_private.labelled_charges(p_start timestamptz, p_end timestamptz, p_user_id text)
+returns setof ducto_private.transactions
+language plpgsql stable
+as $$
+declare
+  v_account_id text;
+begin
+  if p_user_id is null then
+    return query
+    select t.*
+    from ducto_private.transactions as t
+    where t.labels is not null and t.type = 'usage' and t.created_at >= p_start and t.created_at < p_end;
+    return;
+  end if;
+  for v_account_id in
+    select p_user_id
+    union
+    select m.account_id
+    from ducto_private.team_members as m
+    where m.user_id = p_user_id
+  loop
+    return query
+    select t.*
+    from ducto_private.transactions as t
+    where t.account_id = v_account_id and coalesce(t.member_id, t.account_id) = p_user_id
+      and t.seq > ducto_private.seq_at(v_account_id, p_start, true) and t.seq <= ducto_private.seq_at(v_account_id, p_end, true)
+      and t.labels is not null and t.type = 'usage';
+  end loop;
+end
+$$;
+
 create or replace function ducto.spend_by_user(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.spend_by_user_row
 language sql stable
@@ -167,6 +200,22 @@ as $$
 $$;
 comment on function ducto.spend_by_model is
   'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''.';
+
+create or replace function ducto.spend_by_label(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
+returns setof ducto.spend_by_label_row
+language sql stable
+as $$
+  select l.label, ducto_private.at_most_bigint(sum(-t.amount)), count(*), null::text
+  from ducto_private.usage_span(p_start, p_end) as s
+  cross join ducto_private.labelled_charges(s.starts, s.ends, p_user_id) as t
+  cross join lateral unnest(t.labels) as l (label)
+  group by l.label
+  order by sum(-t.amount) desc, l.label collate "C"
+$$;
+comment on function ducto.spend_by_label is
+  'What charges that carry each label spent in [p_start, p_end), most first, of all users or one; a charge with two labels '
+  'counts for both.';
 
 create or replace function ducto.daily_spend(p_start timestamptz default null, p_end timestamptz default null)
 returns setof ducto.daily_spend_row

@@ -50,7 +50,7 @@ def call(name: str, label: str = "", /, **arguments: Any) -> tuple[str, str, Arg
     return name, label, {key.rstrip("_"): value for key, value in arguments.items()}
 
 
-STATISTICS = ("spend_by_user", "spend_by_model", "spend_margin", "daily_spend", "aggregate_stats", "top_users")
+STATISTICS = ("spend_by_user", "spend_by_model", "spend_by_label", "spend_margin", "daily_spend", "aggregate_stats", "top_users")
 STEPS = [
     call("version"),
     call("get_active_pricing"),

@@ -34,19 +34,20 @@ volatile create_team(p_name text, p_initial_balance bigint = 0, p_idempotency_ke
 -> create_team_result
 stable daily_spend(p_start timestamptz = null, p_end timestamptz = null) -> setof daily_spend_row
 volatile deduct(p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb = null, \
-p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> deduction_result
+p_reservation_id text = null, p_final boolean = true, p_labels text[] = null, p_occurred_at timestamptz = null) -> \
+deduction_result
 volatile deduct_batch(p_charges jsonb) -> setof deduction_result
 volatile deduct_credits(p_user_id text, p_amount numeric, p_reservation_id text = null, p_idempotency_key text = \
-null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
-deduction_result
+null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_labels text[] = null, p_occurred_at \
+timestamptz = null) -> deduction_result
 volatile deduct_fixed(p_user_id text, p_job_name text, p_idempotency_key text = null, p_metadata jsonb = null, \
-p_occurred_at timestamptz = null) -> deduction_result
+p_labels text[] = null, p_occurred_at timestamptz = null) -> deduction_result
 volatile deduct_team(p_team_id text, p_user_id text, p_metrics jsonb, p_idempotency_key text = null, p_metadata jsonb \
-= null, p_reservation_id text = null, p_final boolean = true, p_occurred_at timestamptz = null) -> \
-team_deduction_result
+= null, p_reservation_id text = null, p_final boolean = true, p_labels text[] = null, p_occurred_at timestamptz = \
+null) -> team_deduction_result
 volatile deduct_team_credits(p_team_id text, p_user_id text, p_amount numeric, p_reservation_id text = null, \
-p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_occurred_at \
-timestamptz = null) -> team_deduction_result
+p_idempotency_key text = null, p_metadata jsonb = null, p_model text = null, p_final boolean = true, p_labels text[] \
+= null, p_occurred_at timestamptz = null) -> team_deduction_result
 volatile erase_user(p_user_id text) -> bigint
 stable explain_transaction(p_transaction_id text, p_user_id text = null) -> explanation
 volatile extend_reservation(p_reservation_id text, p_add_amount bigint = 0, p_ttl_seconds integer = null, p_user_id \
@@ -76,25 +77,28 @@ p_idempotency_key text = null, p_user_id text = null) -> refund_result
 volatile release_reservation(p_reservation_id text, p_user_id text = null) -> reserve_result
 volatile remove_credits(p_user_id text, p_amount bigint, p_reason text = null, p_transaction_id text = null, \
 p_metadata jsonb = null, p_idempotency_key text = null) -> add_credits_result
-volatile remove_spend_cap(p_user_id text, p_cap_type text, p_model text = null) -> spend_cap
+volatile remove_spend_cap(p_user_id text, p_cap_type text, p_model text = null, p_label text = null) -> spend_cap
 volatile remove_team_member(p_team_id text, p_user_id text) -> add_team_member_result
 volatile reserve(p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata jsonb = null, \
-p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_occurred_at timestamptz = \
-null) -> reserve_result
+p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_labels text[] = null, \
+p_occurred_at timestamptz = null, p_overrun text = null) -> reserve_result
 volatile reserve_credits(p_user_id text, p_amount bigint, p_operation_type text = 'usage', p_metadata jsonb = null, \
 p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_model text = null, \
-p_occurred_at timestamptz = null) -> reserve_result
+p_labels text[] = null, p_occurred_at timestamptz = null, p_overrun text = null) -> reserve_result
 volatile reserve_team(p_team_id text, p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata \
-jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_occurred_at \
-timestamptz = null) -> reserve_result
+jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, p_labels \
+text[] = null, p_occurred_at timestamptz = null, p_overrun text = null) -> reserve_result
 volatile reserve_team_credits(p_team_id text, p_user_id text, p_amount bigint, p_operation_type text = 'usage', \
 p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 600, p_idempotency_key text = null, \
-p_model text = null, p_occurred_at timestamptz = null) -> reserve_result
+p_model text = null, p_labels text[] = null, p_occurred_at timestamptz = null, p_overrun text = null) -> \
+reserve_result
 volatile rollup_usage() -> bigint
 volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
 volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text \
-= 'deny') -> spend_cap
+= 'deny', p_label text = null) -> spend_cap
 volatile set_user_plan(p_user_id text, p_plan_id text = null) -> set_user_plan_result
+stable spend_by_label(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> setof \
+spend_by_label_row
 stable spend_by_model(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_model_row
 stable spend_by_user(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_by_user_row
 stable spend_margin(p_start timestamptz = null, p_end timestamptz = null) -> setof spend_margin
@@ -246,7 +250,7 @@ def test_the_rpcs_are_those_of_the_contract(conn: Connection) -> None:
         "NULL": "null",
         "SETOF ": "setof ",
         "ducto.": "",
-        **{f"::{name}": "" for name in ("text", "bigint", "integer", "numeric", "jsonb", "timestamptz")},
+        **{f"::{name}": "" for name in ("text[]", "text", "bigint", "integer", "numeric", "jsonb", "timestamptz")},
     }
     found = []
     for (line,) in rows:

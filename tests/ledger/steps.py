@@ -105,6 +105,7 @@ READS: dict[str, Step] = {
     "my_balance": mine("my_balance"),
     "my_plan": mine("my_plan"),
     "my_transactions": mine("my_transactions"),
+    "spend_by_label": lambda m, at: m.spend_by_label(),
     "spend_by_model": lambda m, at: m.spend_by_model(),
     "spend_by_user": lambda m, at: m.spend_by_user(),
     "top_users": lambda m, at: m.top_users(),
