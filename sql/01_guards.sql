@@ -159,23 +159,23 @@ exception when datetime_field_overflow or invalid_datetime_format or invalid_tim
 end
 $$;
 
--- A set of labels, sorted and each once; null for none.
+-- The labels of a hold or charge as a set, sorted byte by byte as the lexemes of a tsvector are; null for none.
 create or replace function ducto_private.check_labels(p_labels text[], p_argument text default 'p_labels') returns text[]
-language plpgsql stable parallel safe
+language plpgsql stable strict parallel safe
 as $$
 declare
-  v_labels text[] := array(
-    select distinct l.label collate "C"
-    from unnest(p_labels) as l (label)
-    order by 1);
   v_label text;
+  v_labels text[];
 begin
-  foreach v_label in array v_labels loop
-    if v_label is null or char_length(v_label) not between 1 and 100 or ducto_private.trimmed(v_label) = '' then
+  foreach v_label in array p_labels loop
+    if v_label is null or v_label = '' or char_length(v_label) > 100
+      or v_label !~ '[!-~]' and ducto_private.trimmed(v_label) = ''
+    then
       perform ducto_private.invalid(format('%s: a label has 1 to 100 characters, not all blank', p_argument),
         'A label is a name of yours: of an API key, a session, a feature.', coalesce(left(v_label, 110), 'It is null.'));
     end if;
   end loop;
+  v_labels := tsvector_to_array(array_to_tsvector(p_labels));
   if cardinality(v_labels) > 8 then
     perform ducto_private.invalid(format('%s has %s labels; at most 8 go with a hold or charge', p_argument, cardinality(v_labels)),
       'Keep what is not for caps and statistics in p_metadata.');

@@ -92,7 +92,7 @@ begin
   perform ducto_private.check_short(p_request.model, 'p_model');
   perform ducto_private.check_key(p_request.key);
   perform ducto_private.check_metadata(p_request.metadata);
-  if p_request.labels is not null then
+  if p_request.batched then
     p_request.labels := ducto_private.check_labels(p_request.labels);
   end if;
   return p_request;
@@ -123,18 +123,6 @@ begin
     v_quote := ducto_private.price(p_terms, p_request.usage, p_hold_model);
   end if;
   return v_quote;
-end
-$$;
-
--- The labels of a hold and those that its settlement names.
-create or replace function ducto_private.all_labels(p_hold text[], p_own text[]) returns text[]
-language plpgsql immutable
-as $$
-begin
-  return array(
-    select distinct l.label collate "C"
-    from unnest(p_hold || p_own) as l (label)
-    order by 1);
 end
 $$;
 
@@ -268,8 +256,8 @@ begin
             v_error := v_request.error;
             exit decide;
           end if;
-          -- Misuse. A usage of a model in whole counts, with a plain key and nothing else, is known to be sound without a call.
-          if (v_request.metadata is null and v_request.model is null and v_request.labels is null
+          -- Misuse. A usage of a model in whole counts, with a plain key and no metadata, is known to be sound without a call.
+          if (v_request.metadata is null and v_request.model is null and (v_request.labels is null or not v_request.batched)
             and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
               and octet_length(v_request.key) < 256)
             and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
@@ -280,7 +268,6 @@ begin
             begin
               v_request := ducto_private.checked_request(v_request);
               v_model := coalesce(v_request.model, v_request.usage ->> 'model');
-              v_labels := v_request.labels;
             exception when others then
               v_error := ducto_private.batch_error(sqlstate);
               if not v_request.batched or v_error is null then
@@ -355,9 +342,7 @@ begin
             elsif v_hold.status in ('settled', 'released') then
               v_error := 'reservation_not_active';
             else
-              if v_hold.labels is not null then
-                v_labels := ducto_private.all_labels(v_hold.labels, v_labels);
-              end if;
+              v_labels := tsvector_to_array(array_to_tsvector(v_hold.labels || v_request.labels));
               v_version := v_hold.pricing_version;
               v_plan := coalesce(v_hold.plan_id, '');
               v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
@@ -494,7 +479,7 @@ begin
           if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
               v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', 'model ' || v_model,
-                'model ' || v_price.key] || ducto_private.label_subjects(v_labels), v_account.held, v_amount, v_left, v_debit, v_admits);
+                'model ' || v_price.key] || ducto_private.label_subjects(coalesce(v_labels, v_request.labels)), v_account.held, v_amount, v_left, v_debit, v_admits);
             end if;
             v_error := case
               when v_check.denied then 'spend_cap_exceeded'
@@ -586,7 +571,7 @@ begin
                 plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key, given, overrun, labels)
               values (p_account_id, v_member_id, v_amount, v_now, v_now + make_interval(secs => v_request.ttl_seconds), v_request.min_balance,
                 v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage,
-                v_request.metadata, v_request.key, v_amount, v_request.overrun, v_labels)
+                v_request.metadata, v_request.key, v_amount, v_request.overrun, v_request.labels)
               returning hold_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
               v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
                 else v_hold.expires_at end;
@@ -625,7 +610,7 @@ begin
             v_fingerprint, coalesce(v_quote.version, v_terms.version), p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
             coalesce(v_full_cost, v_cost), v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
-            v_request.key, v_request.metadata, v_labels)
+            v_request.key, v_request.metadata, coalesce(v_labels, v_request.labels))
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then

@@ -60,7 +60,7 @@ begin
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve', null, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null, p_labels, p_overrun)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve is
@@ -91,7 +91,7 @@ begin
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve_credits', null, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null, p_labels, p_overrun)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_credits is
@@ -120,7 +120,7 @@ begin
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team', p_user_id, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null, p_labels, p_overrun)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team is
@@ -151,7 +151,7 @@ begin
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team_credits', p_user_id, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null, p_labels, p_overrun)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team_credits is

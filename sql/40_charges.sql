@@ -25,8 +25,8 @@ language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null, p_labels,
-    null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct is
@@ -48,8 +48,8 @@ as $$
 begin
   perform ducto_private.check_cost(p_amount);
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_credits', null, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null, p_labels,
-    null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_credits is
@@ -68,8 +68,8 @@ as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name),
-    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null, p_labels,
-    null)::ducto_private.request])).charges[1];
+    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_fixed is
@@ -92,8 +92,8 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id,
-    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null, p_labels,
-    null)::ducto_private.request])).charges[1]);
+    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team is
@@ -119,8 +119,8 @@ begin
   perform ducto_private.check_cost(p_amount);
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits',
     p_user_id, null, null, p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null,
-    null, p_occurred_at, false, null, p_labels,
-    null)::ducto_private.request])).charges[1]);
+    null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
