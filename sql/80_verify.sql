@@ -280,8 +280,8 @@ begin
         from rows as r
         where r.account_id = h.account_id and r.hold_id = h.hold_id and 'priced_by_hold' = any (r.warnings))
     union all
-    select r.account_id, 'only a bounded hold''s last settlement charges less than its cost', r.cost::text, r.bounded_cost::text,
-      r.transaction_id::text
+    select r.account_id, 'only a bounded hold''s last settlement charges less than its cost',
+      format('less than %s, of a bounded hold', r.cost), r.bounded_cost::text, r.transaction_id::text
     from rows as r
     where r.bounded_cost is not null and (r.bounded_cost >= r.cost or r.bounded_cost < 0 or not exists (
       select
