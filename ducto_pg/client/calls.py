@@ -500,7 +500,7 @@ class Calls:
         action: str = "deny",
         label: str | None = None,
     ) -> SpendCap:
-        """Bound what is debited from an account, in all, for a model, or by what carries a label, opening it if need be.
+        """Bound what is debited from an account: in all, for a model or by a label; opens it if need be.
 
         `cap_type` is daily, weekly, monthly or lifetime; `action` is deny, warn or notify. A cap that is there already
         keeps its spend.

@@ -116,7 +116,10 @@ CORRUPTIONS = [
     ("holds set labels = '{b,a}' where status = 'active'", "labels are a set"),
     ("holds set labels = '{z}' where charged > 0", "a settlement carries its hold's labels, a refund its charge's"),
     ("transactions set labels = '{a,a}' where type = 'usage'", "labels are a set"),
-    ("transactions set labels = null where type = 'refund'", "a settlement carries its hold's labels, a refund its charge's"),
+    (
+        "transactions set labels = null where type = 'refund'",
+        "a settlement carries its hold's labels, a refund its charge's",
+    ),
     (
         "transaction_details set bounded_cost = 40 where bounded_cost is not null",
         "only a bounded hold's last settlement charges less than its cost",
