@@ -159,6 +159,15 @@ exception when datetime_field_overflow or invalid_datetime_format or invalid_tim
 end
 $$;
 
+create or replace function ducto_private.is_label(p_label text) returns boolean
+language plpgsql immutable parallel safe
+as $$
+begin
+  return p_label is not null and char_length(p_label) between 1 and 100
+    and (p_label ~ '[!-~]' or ducto_private.trimmed(p_label) <> '');
+end
+$$;
+
 -- The labels of a hold or charge as a set, sorted byte by byte as the lexemes of a tsvector are; null for none.
 create or replace function ducto_private.check_labels(p_labels text[], p_argument text default 'p_labels') returns text[]
 language plpgsql stable strict parallel safe
@@ -168,9 +177,7 @@ declare
   v_labels text[];
 begin
   foreach v_label in array p_labels loop
-    if v_label is null or v_label = '' or char_length(v_label) > 100
-      or v_label !~ '[!-~]' and ducto_private.trimmed(v_label) = ''
-    then
+    if not ducto_private.is_label(v_label) then
       perform ducto_private.invalid(format('%s: a label has 1 to 100 characters, not all blank', p_argument),
         'A label is a name of yours: of an API key, a session, a feature.', coalesce(left(v_label, 110), 'It is null.'));
     end if;

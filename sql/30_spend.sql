@@ -92,9 +92,6 @@ begin
   perform ducto_private.check_short(p_request.model, 'p_model');
   perform ducto_private.check_key(p_request.key);
   perform ducto_private.check_metadata(p_request.metadata);
-  if p_request.batched then
-    p_request.labels := ducto_private.check_labels(p_request.labels);
-  end if;
   return p_request;
 end
 $$;
@@ -236,7 +233,6 @@ begin
         v_member ducto_private.team_members;
         v_plan text := coalesce(v_account.plan_id, '');
         v_model text := coalesce(v_request.model, v_request.usage ->> 'model');
-        v_labels text[];
         v_version integer;
         v_cost numeric;
         v_full_cost numeric;
@@ -257,7 +253,7 @@ begin
             exit decide;
           end if;
           -- Misuse. A usage of a model in whole counts, with a plain key and no metadata, is known to be sound without a call.
-          if (v_request.metadata is null and v_request.model is null and (v_request.labels is null or not v_request.batched)
+          if (v_request.metadata is null and v_request.model is null
             and (v_request.key is null or v_request.key collate "C" >= '!' and v_request.key collate "C" < '~'
               and octet_length(v_request.key) < 256)
             and coalesce(jsonb_typeof(v_request.usage -> 'model'), '') = 'string' and octet_length(v_model) < 256
@@ -334,7 +330,6 @@ begin
               v_member_id := v_hold.member_id;
               v_request.min_balance := v_hold.min_balance;
               v_model := v_hold.model;
-              v_labels := v_hold.labels;
             elsif v_hold.settled_by is not null and v_request.key is null and v_request.final then
               -- A call without a key that ends a hold is repeated by the hold's id.
               v_charges := v_charges || ducto_private.charge_replay(v_hold.settled_by, v_request, v_account);
@@ -342,7 +337,10 @@ begin
             elsif v_hold.status in ('settled', 'released') then
               v_error := 'reservation_not_active';
             else
-              v_labels := tsvector_to_array(array_to_tsvector(v_hold.labels || v_request.labels));
+              if v_hold.labels is not null then
+                v_fingerprint := ducto_private.fingerprint(v_request);
+                v_request.labels := tsvector_to_array(array_to_tsvector(v_hold.labels || v_request.labels));
+              end if;
               v_version := v_hold.pricing_version;
               v_plan := coalesce(v_hold.plan_id, '');
               v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
@@ -479,7 +477,7 @@ begin
           if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
               v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', 'model ' || v_model,
-                'model ' || v_price.key] || ducto_private.label_subjects(coalesce(v_labels, v_request.labels)), v_account.held, v_amount, v_left, v_debit, v_admits);
+                'model ' || v_price.key] || ducto_private.label_subjects(coalesce(v_request.labels, v_hold.labels)), v_account.held, v_amount, v_left, v_debit, v_admits);
             end if;
             v_error := case
               when v_check.denied then 'spend_cap_exceeded'
@@ -600,7 +598,7 @@ begin
           if v_left > 0 then
             v_account.allowance_used := v_account.allowance_used + (v_amount - v_debit);
           end if;
-          if v_request.call <> 'deduct' or not v_admits or not v_request.final then
+          if v_fingerprint is null and (v_request.call <> 'deduct' or not v_admits or not v_request.final) then
             v_fingerprint := ducto_private.fingerprint(v_request);
           end if;
           insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
@@ -610,7 +608,7 @@ begin
             v_fingerprint, coalesce(v_quote.version, v_terms.version), p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
             coalesce(v_full_cost, v_cost), v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
-            v_request.key, v_request.metadata, coalesce(v_labels, v_request.labels))
+            v_request.key, v_request.metadata, v_request.labels)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then

@@ -30,7 +30,8 @@ begin
 end
 $$;
 comment on function ducto.deduct is
-  'Prices a usage and charges it, in one statement: directly, or settling a hold (p_final => false charges a part of it).';
+  'Prices a usage and charges it, in one statement: directly, or settling a hold (p_final => false charges a part of it). '
+  'p_labels are up to 8 names of yours, for caps and statistics: an API key, a session, a feature.';
 
 create or replace function ducto.deduct_credits(
   p_user_id text,
@@ -171,14 +172,17 @@ begin
           and coalesce(jsonb_typeof(c.value -> 'labels'), 'null') in ('array', 'null')
           and (c.value @? 'strict $.labels[*] ? (@.type() <> "string")') is not true as shaped,
         case jsonb_typeof(c.value -> 'labels') when 'array' then array(
-          select l.label
-          from jsonb_array_elements_text(c.value -> 'labels') as l (label)) end as labels,
+          select distinct l.label collate "C"
+          from jsonb_array_elements_text(c.value -> 'labels') as l (label)
+          order by 1) end as labels,
         c.value ->> 'occurred_at' as given_at, ducto_private.to_time(c.value ->> 'occurred_at') as occurred_at
       from jsonb_array_elements(p_charges) with ordinality as c (value, place)
     ), judged as (
       select e.*, coalesce(e.team_id, e.user_id) collate "C" as account_id, e.shaped and num_nonnulls(e.metrics, e.amount, e.job) = 1
         and (e.model is null or e.amount is not null) and ducto_private.is_cost(e.amount) is not false
         and (e.given_at is null or e.occurred_at is not null)
+        and (e.labels is null or cardinality(e.labels) <= 8 and (
+          select bool_and(ducto_private.is_label(l.label)) from unnest(e.labels) as l (label)) is not false)
         and e.user_id is not null and (e.team_id is null or ducto_private.is_text(e.user_id))
         and (e.job is null or ducto_private.is_text(e.job)) as sound
       from elements as e
@@ -189,7 +193,8 @@ begin
         case when j.team_id is not null then j.user_id end,
         case when j.job is null then j.metrics else jsonb_build_object('fixed_job', j.job) end, j.job, j.amount, j.model,
         j.hold_id, j.final, j.key, j.metadata, null, null, null, j.occurred_at, true,
-        case when j.sound is not true then 'invalid_argument' end, j.labels, null)::ducto_private.request order by j.place),
+        case when j.sound is not true then 'invalid_argument' end, nullif(j.labels, '{}'),
+        null)::ducto_private.request order by j.place),
       array_agg(j.place order by j.place)
     from judged as j
     group by j.account_id
