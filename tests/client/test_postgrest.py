@@ -365,7 +365,7 @@ def in_sql(conn: Connection) -> Ask:
 
     def ask(name: str, arguments: Arguments) -> tuple[Any, Any]:
         values = [
-            exactjson.dumps(value) if isinstance(value, dict | list) and key != "p_ids" else value
+            exactjson.dumps(value) if isinstance(value, dict | list) and key not in ("p_ids", "p_labels") else value
             for key, value in arguments.items()
         ]
         named = ", ".join(f"{key} => %s" for key in arguments)
