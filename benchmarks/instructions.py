@@ -26,10 +26,14 @@ CALLS = {
     "plain account": "ducto.deduct('plain-1', $1::jsonb, $2)",
     "on a plan": "ducto.deduct('planned-1', $1::jsonb, $2)",
     "plan, two caps": "ducto.deduct('capped-1', $1::jsonb, $2)",
+    "plan, one cap": "ducto.deduct('one-1', $1::jsonb, $2)",
+    "a label's cap, 3 labels": "ducto.deduct('label-1', $1::jsonb, $2, p_labels => '{key-1,chat,session-1}')",
     "of it a hold": "ducto.reserve('capped-1', $1::jsonb, p_idempotency_key => $2)",
     "of it hold + settlement": "ducto.deduct('capped-1', $1::jsonb, $2, null, (select h.reservation_id"
     " from ducto.reserve('capped-1', $1::jsonb, p_idempotency_key => $2) as h))",
 }
+# Accounts on a plan with one cap, of everything or of a label.
+ONE_CAP = {"one-1": "", "label-1": ", p_label => 'key-1'"}
 FEW, MANY = 20, 120
 
 
@@ -42,6 +46,11 @@ def main() -> None:
             publish(conn, 10)
             conn.execute(ROWS_FUNCTION + EMPTY)
             open_accounts(conn, 500)
+            for account, of in ONE_CAP.items():
+                conn.execute("select ducto.add_credits(%s, 1000000000000)", [account])
+                conn.execute("select ducto.set_user_plan(%s, 'free')", [account])
+                conn.execute(f"select ducto.set_spend_cap(%s, 1000000000000, 'monthly'{of})".encode(), [account])
+                conn.execute("select ducto.deduct(%s, %s, 'first', p_labels => '{key-1}')", [account, USAGE])
             conn.execute("checkpoint")
             row = conn.execute("select current_setting('data_directory')").fetchone()
             assert row

@@ -250,6 +250,10 @@ class NotAMemberError(RefusedError):
     """The user is not, or no longer, a member of the team."""
 
 
+class HoldExceededError(RefusedError):
+    """The costs of a bounded hold would pass what it was given; `shortfall` says by how much."""
+
+
 class MemberCapExceededError(RefusedError):
     """The member's spend cap has no room for the amount."""
 

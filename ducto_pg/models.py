@@ -241,7 +241,7 @@ class PricingConfigData(BaseModel):
     signup_bonus: Credits = 0
     low_balance: Credits | None = None
     timezone: str = "UTC"
-    overrun: Literal["debt", "reject"] = "debt"
+    overrun: Literal["debt", "reject", "bounded"] = "debt"
     factor: Factor = Decimal(1)
     match: Literal["dated", "prefix", "exact"] = "dated"
     aliases: dict[str, str] = Field(default_factory=dict)
@@ -455,18 +455,22 @@ class CheckFeatureResult(AccountAnswer):
 
 
 class SpendCap(AccountAnswer):
-    """A bound on the credits debited from an account in the current day or month; `type` is an input alias.
+    """A bound on the credits debited from an account in the current window; `type` is an input alias.
 
-    `spent` is what counts against it now, net of refunds, `resets_at` the end of the window.
+    Of all that is debited, or for one `model`, or by charges that carry a `label`. `spent` is what counts against it
+    now, net of refunds, `resets_at` the end of the window, None for a lifetime.
     """
 
     user_id: str = ""
-    cap_type: Literal["daily", "monthly"] = Field(default="daily", validation_alias=AliasChoices("cap_type", "type"))
+    cap_type: Literal["daily", "weekly", "monthly", "lifetime"] = Field(
+        default="daily", validation_alias=AliasChoices("cap_type", "type")
+    )
     model: str | None = None
     limit: Credits = 0
     action: Literal["deny", "warn", "notify"] = "deny"
     spent: int = 0
     resets_at: datetime | None = None
+    label: str | None = None
 
 
 class CapCheckResult(AccountAnswer):
@@ -521,7 +525,7 @@ class TeamMember(Answer):
     role: str = ""
     spend_cap: int | None = None
     total_spent: int = 0
-    spend_cap_period: Literal["lifetime", "daily", "monthly"] = "lifetime"
+    spend_cap_period: Literal["lifetime", "daily", "weekly", "monthly"] = "lifetime"
     spent: int = 0
 
 
@@ -633,6 +637,7 @@ class Transaction(Answer):
     occurred_at: datetime | None = None
     price_error: str | None = None
     warnings: list[str] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
 
 
 class Reservation(Answer):
@@ -654,6 +659,7 @@ class Reservation(Answer):
     created_at: datetime | None = None
     expires_at: datetime | None = None
     ended_at: datetime | None = None
+    labels: list[str] = Field(default_factory=list)
 
 
 class Explanation(Answer):
@@ -741,6 +747,14 @@ class SpendByModelRow(Spending):
     """Credits debited and charges by model: the resolved one, else as given."""
 
     model: str = ""
+    total_spend: int = 0
+    transaction_count: int = 0
+
+
+class SpendByLabelRow(Answer):
+    """Credits debited and charges by label; a charge with two labels counts for both."""
+
+    label: str = ""
     total_spend: int = 0
     transaction_count: int = 0
 

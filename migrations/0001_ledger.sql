@@ -206,6 +206,7 @@ create table ducto_private.transactions (
   hold_id uuid,
   idempotency_key text collate "C",
   metadata jsonb,
+  labels text[] collate "C",
   primary key (transaction_id, account_id),
   unique (account_id, seq)
 );
@@ -216,6 +217,8 @@ create index transactions_key on ducto_private.transactions (account_id, hashtex
 create index transactions_created_at on ducto_private.transactions using brin (created_at);
 
 comment on column ducto_private.transactions.usage is 'As given, without nulls and without the model, which has its own column.';
+comment on column ducto_private.transactions.labels is
+  'Sorted, without duplicates; null for none. A settlement has those of its hold and its own, a refund those of its charge.';
 comment on column ducto_private.transactions.fingerprint is
   'Hash of the request; null where it can be computed from the row, as for most charges.';
 
@@ -236,6 +239,7 @@ create table ducto_private.transaction_details (
   paid_currency text,
   reference text,
   reason text,
+  bounded_cost numeric,
   primary key (transaction_id, account_id),
   foreign key (transaction_id, account_id) references ducto_private.transactions
 );
@@ -246,6 +250,8 @@ create index transaction_details_lifetime on ducto_private.transaction_details (
 
 comment on column ducto_private.transaction_details.occurred_at is
   'Of an expiry: when the credits were due, or when the hold ended for which they had been kept.';
+comment on column ducto_private.transaction_details.bounded_cost is
+  'What a bounded hold let its last settlement charge of the cost; null where that is the cost.';
 comment on column ducto_private.transaction_details.lifetime_purchased is
   'The account''s lifetime_purchased after this row; null in refunds and expiries, which do not answer it.';
 
@@ -255,7 +261,7 @@ select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.r
   case when t.model is null then t.usage else t.usage || jsonb_build_object('model', t.model) end as usage, t.model, t.resolved_model, t.plan_id, t.member_id,
   t.hold_id, t.idempotency_key, t.metadata, d.refers_to, coalesce(d.allowance_lapsed, 0) as allowance_lapsed,
   coalesce(d.shortfall, 0) as shortfall, d.lifetime_purchased, d.warnings, d.expires_at, d.occurred_at, d.rounding, d.price_error, d.paid_amount, d.paid_currency,
-  d.reference, d.reason
+  d.reference, d.reason, t.labels, d.bounded_cost
 from ducto_private.transactions as t
 left join ducto_private.transaction_details as d on d.transaction_id = t.transaction_id and d.account_id = t.account_id;
 
@@ -282,9 +288,17 @@ create table ducto_private.holds (
   metadata jsonb,
   idempotency_key text collate "C",
   settled_by uuid,
+  given numeric not null,
+  cost numeric not null default 0,
+  overrun text,
+  labels text[] collate "C",
   primary key (hold_id, account_id)
 ) with (fillfactor = 80);
 comment on column ducto_private.holds.held is 'What it holds; of one that has expired what it held last.';
+comment on column ducto_private.holds.given is 'What it was given when it was taken, and by extensions.';
+comment on column ducto_private.holds.cost is 'What was charged against it, before that was rounded to credits.';
+comment on column ducto_private.holds.overrun is 'As given: debt, reject or bounded; null for that of its version.';
+comment on column ducto_private.holds.labels is 'Sorted, without duplicates; null for none.';
 create index holds_active on ducto_private.holds (account_id) where status = 'active';
 create index holds_account on ducto_private.holds (account_id, created_at);
 
@@ -355,16 +369,18 @@ create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
 create table ducto_private.spend_caps (
   account_id text collate "C" not null,
   cap_type text not null,
-  model text collate "C" not null default '',
+  subject text collate "C" not null,
   cap_limit bigint not null,
   action text not null,
   spent numeric not null default 0,
   window_date date not null,
   warned_date date,
-  primary key (account_id, model, cap_type)
+  primary key (account_id, subject, cap_type)
 );
-comment on column ducto_private.spend_caps.model is 'A model''s name, or '''' for all models.';
-comment on column ducto_private.spend_caps.window_date is 'First local date of the window in which spent was debited.';
+comment on column ducto_private.spend_caps.subject is
+  'What it bounds: ''model '' and a name, ''label '' and a label, or '''' for everything. One column, so that a charge finds its caps by the index, however many there are.';
+comment on column ducto_private.spend_caps.window_date is
+  'First local date of the window in which spent was debited; -infinity of a lifetime.';
 comment on column ducto_private.spend_caps.warned_date is 'The window_date of the last window for which a warning was sent as an event.';
 
 -- Changes of plan to come, those of the account's last set_user_plan(). They take place by predicate, as expiry does.
@@ -392,7 +408,7 @@ create table ducto_private.team_members (
   user_id text collate "C" not null check (char_length(user_id) between 1 and 255),
   role text not null default 'member',
   spend_cap bigint check (spend_cap >= 0),
-  spend_cap_period text not null default 'lifetime' check (spend_cap_period in ('lifetime', 'daily', 'monthly')),
+  spend_cap_period text not null default 'lifetime' check (spend_cap_period in ('lifetime', 'daily', 'weekly', 'monthly')),
   spent numeric not null default 0 check (spent >= 0),
   window_date date,
   total_spent numeric not null default 0 check (total_spent >= 0),

@@ -125,7 +125,8 @@ create type ducto.transaction as (
   error text,
   occurred_at timestamptz,
   price_error text,
-  warnings text[]
+  warnings text[],
+  labels text[]
 );
 
 create type ducto.statement as (
@@ -162,7 +163,8 @@ create type ducto.reservation as (
   created_at timestamptz,
   expires_at timestamptz,
   ended_at timestamptz,
-  error text
+  error text,
+  labels text[]
 );
 
 create type ducto.explanation as (
@@ -245,7 +247,8 @@ create type ducto.spend_cap as (
   error text,
   revision bigint,
   spent bigint,
-  resets_at timestamptz
+  resets_at timestamptz,
+  label text
 );
 
 create type ducto.cap_check_result as (
@@ -364,6 +367,13 @@ create type ducto.spend_by_model_row as (
   error text
 );
 
+create type ducto.spend_by_label_row as (
+  label text,
+  total_spend bigint,
+  transaction_count bigint,
+  error text
+);
+
 create type ducto.daily_spend_row as (
   date date,
   total_spend bigint,
@@ -442,6 +452,7 @@ comment on column ducto.transaction.reservation_id is 'the hold that it settled'
 comment on column ducto.transaction.refers_to is 'the charge refunded, or the grant removed or expired';
 comment on column ducto.transaction.price_error is 'why a settlement''s usage, or a part of it, has no price';
 comment on column ducto.transaction.warnings is 'as in the answer of the charge';
+comment on column ducto.transaction.labels is 'of a charge as given, of a settlement its hold''s too, of a refund its charge''s';
 comment on column ducto.transaction.paid_amount is 'as given';
 comment on column ducto.transaction.paid_currency is 'as given';
 comment on column ducto.transaction.reference is 'as given';
@@ -469,6 +480,7 @@ comment on column ducto.reservation.reservation_id is 'a time-ordered UUID';
 comment on column ducto.reservation.status is '''active'', ''expired'', ''settled'' or ''released''';
 comment on column ducto.reservation.amount is 'held now';
 comment on column ducto.reservation.charged is 'charged against it so far';
+comment on column ducto.reservation.labels is 'as given';
 comment on column ducto.reservation.metrics is 'the estimate, as given';
 comment on column ducto.reservation.pricing_version is 'at which it is settled';
 comment on column ducto.reservation.plan_id is 'at which it is settled';
@@ -498,13 +510,14 @@ comment on column ducto.check_feature_result.value is 'as configured; null where
 comment on column ducto.check_feature_result.has_feature is 'whether it counts';
 comment on type ducto.allowance_result is 'What is left of a plan''s allowance, and the period to which it belongs.';
 comment on type ducto.spend_cap is
-  'A bound on the credits debited from a balance in a local day or month, net of refunds, for all models or one.';
-comment on column ducto.spend_cap.cap_type is '''daily'' or ''monthly''';
+  'A bound on the credits debited from a balance in a window of time, net of refunds: all of them, or those for a model or a label.';
+comment on column ducto.spend_cap.cap_type is '''daily'', ''weekly'', ''monthly'' or ''lifetime''';
 comment on column ducto.spend_cap.model is 'null for all models';
+comment on column ducto.spend_cap.label is 'null whatever the labels';
 comment on column ducto.spend_cap."limit" is 'credits';
 comment on column ducto.spend_cap.action is '''deny'', ''warn'' or ''notify''';
 comment on column ducto.spend_cap.spent is 'credits that count against it now';
-comment on column ducto.spend_cap.resets_at is 'when the next window begins';
+comment on column ducto.spend_cap.resets_at is 'when the next window begins; null of a lifetime';
 comment on type ducto.cap_check_result is 'The cap that an amount would exceed; zeros where none.';
 comment on column ducto.cap_check_result.capped is 'whether it would be refused';
 comment on column ducto.cap_check_result.current_spend is 'of the cap, in its window';
@@ -522,7 +535,7 @@ comment on type ducto.team_member is 'A present member of a team.';
 comment on column ducto.team_member.user_id is 'the member';
 comment on column ducto.team_member.spend_cap is 'credits; null for no bound';
 comment on column ducto.team_member.total_spent is 'credits debited for the member in all, net of refunds';
-comment on column ducto.team_member.spend_cap_period is '''lifetime'', ''daily'' or ''monthly''';
+comment on column ducto.team_member.spend_cap_period is '''lifetime'', ''daily'', ''weekly'' or ''monthly''';
 comment on column ducto.team_member.spent is 'credits that count against spend_cap now';
 comment on type ducto.team_deduction_result is 'A charge on a team''s pool.';
 comment on column ducto.team_deduction_result.user_id is 'the member';
@@ -542,6 +555,7 @@ comment on column ducto.spend_by_user_row.user_id is 'the user or member';
 comment on type ducto.spend_margin is 'What was charged for a model, and what the provider took for it.';
 comment on type ducto.spend_by_model_row is 'What was spent on a model, gross of refunds.';
 comment on column ducto.spend_by_model_row.model is 'the resolved one, else as given, else ''''';
+comment on type ducto.spend_by_label_row is 'What was spent by charges that carry a label, gross of refunds.';
 comment on type ducto.daily_spend_row is 'What was spent on a local day, gross of refunds.';
 comment on column ducto.daily_spend_row.date is 'local day';
 comment on type ducto.top_user_row is 'A user or member among those who spent most.';
@@ -573,7 +587,9 @@ create type ducto_private.request as (
   ttl_seconds integer,
   occurred_at timestamptz,
   batched boolean,
-  error text
+  error text,
+  labels text[],
+  overrun text
 );
 comment on type ducto_private.request is
   'action: hold, extend or charge (with hold_id: a settlement of it); call: the name of the RPC; batched: an element of deduct_batch; error: why that is malformed.';

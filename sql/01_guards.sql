@@ -159,6 +159,38 @@ exception when datetime_field_overflow or invalid_datetime_format or invalid_tim
 end
 $$;
 
+create or replace function ducto_private.is_label(p_label text) returns boolean
+language plpgsql immutable parallel safe
+as $$
+begin
+  return p_label is not null and char_length(p_label) between 1 and 100
+    and (p_label ~ '[!-~]' or ducto_private.trimmed(p_label) <> '');
+end
+$$;
+
+-- The labels of a hold or charge as a set, sorted byte by byte as the lexemes of a tsvector are; null for none.
+create or replace function ducto_private.check_labels(p_labels text[], p_argument text default 'p_labels') returns text[]
+language plpgsql stable strict parallel safe
+as $$
+declare
+  v_label text;
+  v_labels text[];
+begin
+  foreach v_label in array p_labels loop
+    if not ducto_private.is_label(v_label) then
+      perform ducto_private.invalid(format('%s: a label has 1 to 100 characters, not all blank', p_argument),
+        'A label is a name of yours: of an API key, a session, a feature.', coalesce(left(v_label, 110), 'It is null.'));
+    end if;
+  end loop;
+  v_labels := tsvector_to_array(array_to_tsvector(p_labels));
+  if cardinality(v_labels) > 8 then
+    perform ducto_private.invalid(format('%s has %s labels; at most 8 go with a hold or charge', p_argument, cardinality(v_labels)),
+      'Keep what is not for caps and statistics in p_metadata.');
+  end if;
+  return nullif(v_labels, '{}');
+end
+$$;
+
 create or replace function ducto_private.check_choice(p_value text, p_choices text[], p_argument text) returns void
 language plpgsql stable parallel safe
 as $$

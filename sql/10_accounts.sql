@@ -51,7 +51,8 @@ create or replace function ducto_private.post(
   p_paid_amount numeric default null,
   p_paid_currency text default null,
   p_reference text default null,
-  p_reason text default null)
+  p_reason text default null,
+  p_labels text[] default null)
 returns uuid
 language plpgsql volatile
 as $$
@@ -69,9 +70,11 @@ begin
   where a.account_id = p_account_id
   returning a.* into v_account;
   insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
-    pricing_version, account_id, type, carry_after, model, resolved_model, member_id, idempotency_key, metadata)
+    pricing_version, account_id, type, carry_after, model, resolved_model, member_id, idempotency_key, metadata,
+    labels)
   values (v_account.seq, p_amount, v_account.balance, -p_allowance_restored, v_account.revision, p_now, p_fingerprint,
-    p_pricing_version, p_account_id, p_type, v_account.carry, p_model, p_resolved_model, p_member_id, p_key, p_metadata)
+    p_pricing_version, p_account_id, p_type, v_account.carry, p_model, p_resolved_model, p_member_id, p_key, p_metadata,
+    p_labels)
   returning transaction_id into v_id;
   insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
     lifetime_purchased, expires_at, occurred_at, paid_amount, paid_currency, reference, reason)

@@ -6,6 +6,7 @@
 -- requests by position: see the type ducto_private.request.
 
 -- A hash of what makes two holds, extensions or charges the same request. Counts of zero are left out, as nulls were before.
+-- The labels are sorted already, and null where there are none.
 create or replace function ducto_private.fingerprint(p_request ducto_private.request) returns bigint
 language plpgsql immutable
 as $$
@@ -13,7 +14,9 @@ begin
   return jsonb_hash_extended(jsonb_build_array(p_request.call,
     jsonb_path_query_array(p_request.usage, '$.keyvalue() ? (@.value.type() <> "number" || @.value <> 0)'), p_request.amount, p_request.model,
     lower(p_request.hold_id), p_request.final, p_request.member_id, p_request.operation_type)
-    || coalesce(to_jsonb(p_request.occurred_at at time zone 'UTC'), '[]'), 0);
+    || coalesce(to_jsonb(p_request.occurred_at at time zone 'UTC'), '[]')
+    || case when num_nonnulls(p_request.labels, p_request.overrun) > 0
+      then jsonb_build_array(jsonb_build_object('labels', p_request.labels, 'overrun', p_request.overrun)) else '[]' end, 0);
 end
 $$;
 
@@ -52,6 +55,7 @@ begin
     v_first.usage := v_row.usage;
     v_first.final := true;
     v_first.occurred_at := v_row.occurred_at;
+    v_first.labels := v_row.labels;
     v_fingerprint := ducto_private.fingerprint(v_first);
   end if;
   if v_fingerprint is distinct from ducto_private.fingerprint(p_request) then
@@ -258,6 +262,8 @@ begin
         v_model text := coalesce(v_request.model, v_request.usage ->> 'model');
         v_version integer;
         v_cost numeric;
+        v_full_cost numeric;
+        v_budget numeric;
         v_amount bigint;
         v_left bigint := 0;
         v_debit bigint;
@@ -359,6 +365,10 @@ begin
             elsif v_hold.status in ('settled', 'released') then
               v_error := 'reservation_not_active';
             else
+              if v_hold.labels is not null then
+                v_fingerprint := ducto_private.fingerprint(v_request);
+                v_request.labels := tsvector_to_array(array_to_tsvector(v_hold.labels || v_request.labels));
+              end if;
               v_version := v_hold.pricing_version;
               v_plan := coalesce(v_hold.plan_id, '');
               v_held := case when v_hold.status = 'active' and v_hold.expires_at > v_now then v_hold.held end;
@@ -449,14 +459,9 @@ begin
             exit decide when v_error is not null;
           end if;
 
-          -- Cost to credits, and what the allowance pays of them
-          v_amount := case
-            when v_request.action <> 'charge' or v_terms.rounding = 'up' then ceil(v_cost)
-            when v_terms.rounding = 'carry' then floor(v_account.carry + v_cost)
-            when v_terms.rounding = 'down' then floor(v_cost)
-            else floor(v_cost + 0.5) end;
+          -- A settlement has the account's present allowance, and a bounded hold is a budget of costs: a part may not pass what
+          -- is left of it, the end charges no more. What no formula prices is charged as it was held, within any bound.
           if not v_admits then
-            -- A settlement has the account's present allowance.
             select t.free_allowance, t.low_balance, t.period, t.anchored, t.rollover
             into v_terms.free_allowance, v_terms.low_balance, v_terms.period, v_terms.anchored, v_terms.rollover
             from ducto_private.terms as t
@@ -464,7 +469,30 @@ begin
               select a.version
               from ducto_private.activations as a
               where a.starts_at <= v_now and a.ends_at > v_now);
+            v_budget := greatest(0, case when v_held is null then v_hold.held else v_hold.given - v_hold.cost end);
+            if v_cost > v_budget and v_warnings is distinct from '{priced_by_hold}' then
+              v_terms.overrun := coalesce(v_hold.overrun, v_terms.overrun);
+              if v_terms.overrun = 'bounded' then
+                if not v_request.final then
+                  v_shortfall := least(9223372036854775807, ceil(v_cost - v_budget));
+                  v_error := 'hold_exceeded';
+                  exit decide;
+                end if;
+                v_full_cost := v_cost;
+                v_cost := v_budget;
+              end if;
+              if v_terms.overrun <> 'reject' then
+                v_warnings := v_warnings || '{hold_exceeded}'::text[];
+              end if;
+            end if;
           end if;
+
+          -- Cost to credits, and what the allowance pays of them
+          v_amount := case
+            when v_request.action <> 'charge' or v_terms.rounding = 'up' then ceil(v_cost)
+            when v_terms.rounding = 'carry' then floor(v_account.carry + v_cost)
+            when v_terms.rounding = 'down' then floor(v_cost)
+            else floor(v_cost + 0.5) end;
           if v_account.plan_id is not null then
             if v_account.allowance_end is null or v_now >= v_account.allowance_end then
               v_account := ducto_private.roll_allowance(v_account, v_terms, v_now);
@@ -477,8 +505,8 @@ begin
           -- Caps, the member's cap, and funds
           if v_account.caps > 0 or v_member_id is not null then
             if v_account.caps > 0 then
-              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', v_model, v_price.key],
-                v_account.held, v_amount, v_left, v_debit, v_admits);
+              v_check := ducto_private.check_caps(p_account_id, v_now, v_terms.timezone, array['', 'model ' || v_model,
+                'model ' || v_price.key] || ducto_private.label_subjects(coalesce(v_request.labels, v_hold.labels)), v_account.held, v_amount, v_left, v_debit, v_admits);
             end if;
             v_error := case
               when v_check.denied then 'spend_cap_exceeded'
@@ -511,7 +539,7 @@ begin
             if v_amount > coalesce(v_held, 0) then
               v_shortfall := least(9223372036854775807, greatest(0, v_amount - coalesce(v_held, 0)::numeric
                 - greatest(0, v_account.balance::numeric + v_left + v_account.credit_limit - v_account.held)));
-              if v_shortfall > 0 and v_terms.overrun = 'reject' then
+              if v_shortfall > 0 and coalesce(v_hold.overrun, v_terms.overrun) = 'reject' then
                 v_error := 'insufficient_credits';
                 exit decide;
               end if;
@@ -567,10 +595,10 @@ begin
           if v_request.action <> 'charge' then
             if v_request.action = 'hold' then
               insert into ducto_private.holds (account_id, member_id, held, created_at, expires_at, min_balance, pricing_version,
-                plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key)
+                plan_id, operation_type, model, resolved_model, metrics, metadata, idempotency_key, given, overrun, labels)
               values (p_account_id, v_member_id, v_amount, v_now, v_now + make_interval(secs => v_request.ttl_seconds), v_request.min_balance,
                 v_terms.version, v_account.plan_id, v_request.operation_type, v_model, v_price.key, v_request.usage,
-                v_request.metadata, v_request.key)
+                v_request.metadata, v_request.key, v_amount, v_request.overrun, v_request.labels)
               returning hold_id, held, expires_at into v_id, v_hold.held, v_hold.expires_at;
               v_account.holds_due_at := case when v_account.holds > 0 then least(v_account.holds_due_at, v_hold.expires_at)
                 else v_hold.expires_at end;
@@ -578,6 +606,7 @@ begin
             else
               update ducto_private.holds as h
               set held = h.held + v_amount,
+                given = h.given + v_amount,
                 expires_at = greatest(h.expires_at, v_now + make_interval(secs => v_request.ttl_seconds))
               where h.hold_id = v_hold.hold_id and h.account_id = p_account_id
               returning h.hold_id, h.held, h.expires_at into v_id, v_hold.held, v_hold.expires_at;
@@ -598,33 +627,34 @@ begin
           if v_left > 0 then
             v_account.allowance_used := v_account.allowance_used + (v_amount - v_debit);
           end if;
-          if v_request.call <> 'deduct' or not v_admits or not v_request.final then
+          if v_fingerprint is null and (v_request.call <> 'deduct' or not v_admits or not v_request.final) then
             v_fingerprint := ducto_private.fingerprint(v_request);
           end if;
           insert into ducto_private.transactions (seq, amount, balance_after, allowance_used, revision, created_at, fingerprint,
             pricing_version, account_id, type, carry_after, cost, usage, model, resolved_model, plan_id, member_id, hold_id,
-            idempotency_key, metadata)
+            idempotency_key, metadata, labels)
           values (v_account.seq + 1, -v_debit, v_account.balance - v_debit, v_amount - v_debit, v_account.revision + 1, v_now,
             v_fingerprint, coalesce(v_quote.version, v_terms.version), p_account_id, 'usage',
             case v_terms.rounding when 'carry' then trim_scale(v_account.carry + v_cost - v_amount) else v_account.carry end,
-            v_cost, v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
-            v_request.key, v_request.metadata)
+            coalesce(v_full_cost, v_cost), v_request.usage - 'model', v_model, v_price.key, nullif(v_plan, ''), v_member_id, v_hold.hold_id,
+            v_request.key, v_request.metadata, v_request.labels)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
           if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
             perform ducto_private.emit_balance_events(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
           end if;
-          v_charges := v_charges || row(v_id, coalesce(v_member_id, p_account_id), -v_debit, v_account.balance, false, null, v_cost,
-            v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
+          v_charges := v_charges || row(v_id, coalesce(v_member_id, p_account_id), -v_debit, v_account.balance, false, null,
+            coalesce(v_full_cost, v_cost), v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
           if not v_admits or v_warnings is not null or v_account.lots > 0 or v_request.occurred_at is not null then
             if v_quote.price_error is not null then
               perform ducto_private.tell_unpriced(p_account_id, v_id, v_terms, v_quote.price_error, v_now);
             end if;
             if v_shortfall > 0 or v_warnings is not null or v_request.occurred_at is not null then
               insert into ducto_private.transaction_details (transaction_id, account_id, seq, allowance_lapsed, shortfall, warnings,
-                occurred_at, rounding, price_error)
+                occurred_at, rounding, price_error, bounded_cost)
               values (v_id, p_account_id, v_account.seq, 0, v_shortfall, v_warnings, v_request.occurred_at,
-                case when v_quote.version <> v_terms.version then v_terms.rounding end, v_quote.price_error);
+                case when v_quote.version <> v_terms.version then v_terms.rounding end, v_quote.price_error,
+                case when v_full_cost is not null then v_cost end);
             end if;
             if v_account.lots > 0 and v_debit > 0 then
               perform ducto_private.debit_lots(p_account_id, v_now, v_id, v_debit, coalesce(v_held, 0), v_hold.created_at);
@@ -636,6 +666,7 @@ begin
             if not v_admits then
               update ducto_private.holds as h
               set charged = h.charged + v_amount,
+                cost = h.cost + v_cost,
                 held = case when v_request.final then 0 else greatest(0, h.held - v_amount) end,
                 status = case when v_request.final then 'settled' else h.status end,
                 ended_at = case when v_request.final then coalesce(h.ended_at, v_now) else h.ended_at end,
@@ -666,7 +697,7 @@ begin
         end if;
         if v_request.action = 'charge' then
           v_charges := v_charges || ducto_private.charge_refusal(v_error, v_refused,
-            case v_error when 'insufficient_credits' then v_shortfall else 0 end);
+            case when v_error in ('insufficient_credits', 'hold_exceeded') then v_shortfall else 0 end);
         else
           v_holds := v_holds || ducto_private.hold_refusal(v_error, v_refused);
         end if;

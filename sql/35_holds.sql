@@ -12,13 +12,15 @@ end
 $$;
 
 -- The RPCs call it only where an argument is not its default: the call costs more than their condition.
-create or replace function ducto_private.check_hold(p_operation_type text, p_ttl_seconds integer, p_min_balance bigint) returns void
+create or replace function ducto_private.check_hold(
+  p_operation_type text, p_ttl_seconds integer, p_min_balance bigint, p_overrun text) returns void
 language plpgsql stable
 as $$
 begin
   perform ducto_private.check_text(coalesce(p_operation_type, 'usage'), 'p_operation_type');
   perform ducto_private.check_ttl(p_ttl_seconds);
   perform ducto_private.check_amount(coalesce(p_min_balance, 0), 0, 'p_min_balance');
+  perform ducto_private.check_choice(coalesce(p_overrun, 'debt'), '{debt,reject,bounded}', 'p_overrun');
 end
 $$;
 
@@ -46,21 +48,26 @@ create or replace function ducto.reserve(
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
-  p_occurred_at timestamptz default null)
+  p_labels text[] default null,
+  p_occurred_at timestamptz default null,
+  p_overrun text default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
 begin
-  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
-    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null or p_overrun is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance, p_overrun);
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve', null, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve is
-  'Prices an estimated usage and holds ceil(cost) credits for p_ttl_seconds, before the work is done. Settle with deduct(p_reservation_id => …).';
+  'Prices an estimated usage and holds ceil(cost) credits for p_ttl_seconds, before the work is done. Settle with '
+  'deduct(p_reservation_id => …), which carries p_labels too. p_overrun says what becomes of costs above the hold, in '
+  'place of the config''s overrun: ''debt'', ''reject'', or ''bounded'', by which the hold is a budget that its '
+  'settlements never pass.';
 
 create or replace function ducto.reserve_credits(
   p_user_id text,
@@ -71,18 +78,20 @@ create or replace function ducto.reserve_credits(
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
   p_model text default null,
-  p_occurred_at timestamptz default null)
+  p_labels text[] default null,
+  p_occurred_at timestamptz default null,
+  p_overrun text default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_amount(p_amount, 0);
-  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
-    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null or p_overrun is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance, p_overrun);
   end if;
   return (ducto_private.spend(p_user_id, array[row('hold', 'reserve_credits', null, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_credits is
@@ -97,19 +106,21 @@ create or replace function ducto.reserve_team(
   p_min_balance bigint default null,
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
-  p_occurred_at timestamptz default null)
+  p_labels text[] default null,
+  p_occurred_at timestamptz default null,
+  p_overrun text default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
-  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
-    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null or p_overrun is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance, p_overrun);
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team', p_user_id, p_metrics, null, null, null, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team is
@@ -125,7 +136,9 @@ create or replace function ducto.reserve_team_credits(
   p_ttl_seconds integer default 600,
   p_idempotency_key text default null,
   p_model text default null,
-  p_occurred_at timestamptz default null)
+  p_labels text[] default null,
+  p_occurred_at timestamptz default null,
+  p_overrun text default null)
 returns ducto.reserve_result
 language plpgsql volatile
 as $$
@@ -133,12 +146,12 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_amount(p_amount, 0);
-  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null then
-    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance);
+  if p_operation_type <> 'usage' or p_ttl_seconds <> 600 or p_min_balance is not null or p_overrun is not null then
+    perform ducto_private.check_hold(p_operation_type, p_ttl_seconds, p_min_balance, p_overrun);
   end if;
   return (ducto_private.spend(p_team_id, array[row('hold', 'reserve_team_credits', p_user_id, null, null, p_amount, p_model, null, null,
     p_idempotency_key, p_metadata, coalesce(p_operation_type, 'usage'), p_min_balance, coalesce(p_ttl_seconds, 600), p_occurred_at,
-    false, null)::ducto_private.request])).holds[1];
+    false, null, ducto_private.check_labels(p_labels), p_overrun)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.reserve_team_credits is
@@ -164,7 +177,8 @@ begin
     return ducto_private.hold_refusal('reservation_not_found', null);
   end if;
   return (ducto_private.spend(v_account_id, array[row('extend', 'extend_reservation', null, null, null, v_add,
-    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, null, false, null)::ducto_private.request])).holds[1];
+    null, coalesce(p_reservation_id, ''), null, p_idempotency_key, null, null, null, p_ttl_seconds, null, false, null, null,
+    null)::ducto_private.request])).holds[1];
 end
 $$;
 comment on function ducto.extend_reservation is
@@ -227,7 +241,7 @@ begin
   end if;
   return row(p_hold.hold_id, p_hold.account_id, p_hold.member_id, p_hold.status, p_hold.held, p_hold.charged,
     p_hold.operation_type, p_hold.model, p_hold.metrics, p_hold.pricing_version, p_hold.plan_id, p_hold.idempotency_key,
-    p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null)::ducto.reservation;
+    p_hold.metadata, p_hold.created_at, p_hold.expires_at, p_hold.ended_at, null, p_hold.labels)::ducto.reservation;
 end
 $$;
 

@@ -18,18 +18,20 @@ create or replace function ducto.deduct(
   p_metadata jsonb default null,
   p_reservation_id text default null,
   p_final boolean default true,
+  p_labels text[] default null,
   p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
 as $$
 begin
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct', null, p_metrics, null, null, null,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
-    null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct is
-  'Prices a usage and charges it, in one statement: directly, or settling a hold (p_final => false charges a part of it).';
+  'Prices a usage and charges it, in one statement: directly, or settling a hold (p_final => false charges a part of it). '
+  'p_labels are up to 8 names of yours, for caps and statistics: an API key, a session, a feature.';
 
 create or replace function ducto.deduct_credits(
   p_user_id text,
@@ -39,6 +41,7 @@ create or replace function ducto.deduct_credits(
   p_metadata jsonb default null,
   p_model text default null,
   p_final boolean default true,
+  p_labels text[] default null,
   p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
@@ -46,8 +49,8 @@ as $$
 begin
   perform ducto_private.check_cost(p_amount);
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_credits', null, null, null, p_amount, p_model,
-    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
-    null)::ducto_private.request])).charges[1];
+    p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_credits is
@@ -58,6 +61,7 @@ create or replace function ducto.deduct_fixed(
   p_job_name text,
   p_idempotency_key text default null,
   p_metadata jsonb default null,
+  p_labels text[] default null,
   p_occurred_at timestamptz default null)
 returns ducto.deduction_result
 language plpgsql volatile
@@ -65,7 +69,8 @@ as $$
 begin
   perform ducto_private.check_text(p_job_name, 'p_job_name');
   return (ducto_private.spend(p_user_id, array[row('charge', 'deduct_fixed', null, jsonb_build_object('fixed_job', p_job_name),
-    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null)::ducto_private.request])).charges[1];
+    p_job_name, null, null, null, true, p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1];
 end
 $$;
 comment on function ducto.deduct_fixed is
@@ -79,6 +84,7 @@ create or replace function ducto.deduct_team(
   p_metadata jsonb default null,
   p_reservation_id text default null,
   p_final boolean default true,
+  p_labels text[] default null,
   p_occurred_at timestamptz default null)
 returns ducto.team_deduction_result
 language plpgsql volatile
@@ -87,8 +93,8 @@ begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team', p_user_id,
-    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false,
-    null)::ducto_private.request])).charges[1]);
+    p_metrics, null, null, null, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null, null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team is
@@ -103,6 +109,7 @@ create or replace function ducto.deduct_team_credits(
   p_metadata jsonb default null,
   p_model text default null,
   p_final boolean default true,
+  p_labels text[] default null,
   p_occurred_at timestamptz default null)
 returns ducto.team_deduction_result
 language plpgsql volatile
@@ -113,7 +120,8 @@ begin
   perform ducto_private.check_cost(p_amount);
   return ducto_private.as_team_charge(p_team_id, (ducto_private.spend(p_team_id, array[row('charge', 'deduct_team_credits',
     p_user_id, null, null, p_amount, p_model, p_reservation_id, coalesce(p_final, true), p_idempotency_key, p_metadata, null, null,
-    null, p_occurred_at, false, null)::ducto_private.request])).charges[1]);
+    null, p_occurred_at, false, null,
+    ducto_private.check_labels(p_labels), null)::ducto_private.request])).charges[1]);
 end
 $$;
 comment on function ducto.deduct_team_credits is
@@ -149,7 +157,7 @@ begin
         case jsonb_typeof(c.value -> 'final') when 'boolean' then (c.value -> 'final')::boolean else true end as final,
         -- It has user_id, with team_id where a team pays, one of metrics, amount or job, and what goes with them.
         jsonb_typeof(c.value) = 'object'
-          and c.value - '{user_id,team_id,metrics,amount,job,model,reservation_id,final,idempotency_key,metadata,occurred_at}'::text[] = '{}'
+          and c.value - '{user_id,team_id,metrics,amount,job,model,reservation_id,final,idempotency_key,metadata,labels,occurred_at}'::text[] = '{}'
           and coalesce(jsonb_typeof(c.value -> 'user_id'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'team_id'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'metrics'), 'null') in ('object', 'null')
@@ -160,13 +168,21 @@ begin
           and coalesce(jsonb_typeof(c.value -> 'final'), 'null') in ('boolean', 'null')
           and coalesce(jsonb_typeof(c.value -> 'idempotency_key'), 'null') in ('string', 'null')
           and coalesce(jsonb_typeof(c.value -> 'occurred_at'), 'null') in ('string', 'null')
-          and coalesce(jsonb_typeof(c.value -> 'metadata'), 'null') in ('object', 'null') as shaped,
+          and coalesce(jsonb_typeof(c.value -> 'metadata'), 'null') in ('object', 'null')
+          and coalesce(jsonb_typeof(c.value -> 'labels'), 'null') in ('array', 'null')
+          and (c.value @? 'strict $.labels[*] ? (@.type() <> "string")') is not true as shaped,
+        case jsonb_typeof(c.value -> 'labels') when 'array' then array(
+          select distinct l.label collate "C"
+          from jsonb_array_elements_text(c.value -> 'labels') as l (label)
+          order by 1) end as labels,
         c.value ->> 'occurred_at' as given_at, ducto_private.to_time(c.value ->> 'occurred_at') as occurred_at
       from jsonb_array_elements(p_charges) with ordinality as c (value, place)
     ), judged as (
       select e.*, coalesce(e.team_id, e.user_id) collate "C" as account_id, e.shaped and num_nonnulls(e.metrics, e.amount, e.job) = 1
         and (e.model is null or e.amount is not null) and ducto_private.is_cost(e.amount) is not false
         and (e.given_at is null or e.occurred_at is not null)
+        and (e.labels is null or cardinality(e.labels) <= 8 and (
+          select bool_and(ducto_private.is_label(l.label)) from unnest(e.labels) as l (label)) is not false)
         and e.user_id is not null and (e.team_id is null or ducto_private.is_text(e.user_id))
         and (e.job is null or ducto_private.is_text(e.job)) as sound
       from elements as e
@@ -177,7 +193,8 @@ begin
         case when j.team_id is not null then j.user_id end,
         case when j.job is null then j.metrics else jsonb_build_object('fixed_job', j.job) end, j.job, j.amount, j.model,
         j.hold_id, j.final, j.key, j.metadata, null, null, null, j.occurred_at, true,
-        case when j.sound is not true then 'invalid_argument' end)::ducto_private.request order by j.place),
+        case when j.sound is not true then 'invalid_argument' end, nullif(j.labels, '{}'),
+        null)::ducto_private.request order by j.place),
       array_agg(j.place order by j.place)
     from judged as j
     group by j.account_id
@@ -201,5 +218,5 @@ comment on function ducto.deduct_batch is
   'Many charges in one call and one transaction, answered in their order: each stands or is refused by itself, as if '
   'called alone. p_charges is a list of at most 10,000 objects: ''user_id'', and beside it ''team_id'' where a member '
   'charges a team; one of ''metrics'', ''amount'' (and ''model'') and ''job''; and where wanted ''reservation_id'', '
-  '''final'', ''idempotency_key'' and ''metadata''. What the call alone would raise is here a refusal of the element; '
+  '''final'', ''idempotency_key'', ''metadata'', ''labels'' and ''occurred_at''. What the call alone would raise is here a refusal of the element; '
   'only without active prices the whole batch raises. All accounts are locked at the start, in order.';

@@ -97,8 +97,9 @@ begin
     -- Caps give back what was charged in their present window.
     update ducto_private.spend_caps as s
     set spent = n.spent - v_to_balance, window_date = n.window_date
-    from ducto_private.current_caps(v_account.account_id, v_now, v_zone, array['', v_charge.model, v_charge.resolved_model]) as n
-    where s.account_id = v_account.account_id and s.model = n.model and s.cap_type = n.cap_type
+    from ducto_private.current_caps(v_account.account_id, v_now, v_zone, array['', 'model ' || v_charge.model,
+      'model ' || v_charge.resolved_model] || ducto_private.label_subjects(v_charge.labels)) as n
+    where s.account_id = v_account.account_id and s.subject = n.subject and s.cap_type = n.cap_type
       and n.window_date = ducto_private.window_date(n.cap_type, v_charge.created_at, v_zone);
     if v_charge.member_id is not null then
       select m.*
@@ -111,7 +112,7 @@ begin
   v_id := ducto_private.post(v_account.account_id, v_now, 'refund', v_to_balance, p_idempotency_key, v_fingerprint, p_metadata,
     p_model => v_charge.model, p_resolved_model => v_charge.resolved_model, p_refers_to => v_charge.transaction_id,
     p_member_id => v_charge.member_id, p_allowance_restored => v_restored, p_allowance_lapsed => v_to_allowance - v_restored,
-    p_reason => p_reason);
+    p_reason => p_reason, p_labels => v_charge.labels);
 
   -- Credits that came from no lot return first, and a debt is paid before lots get any back.
   v_from_lots := (

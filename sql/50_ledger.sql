@@ -22,7 +22,7 @@ begin
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.hold_id, p_row.refers_to,
     p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
     p_row.metadata, p_row.created_at, null, p_row.occurred_at, p_row.price_error,
-    p_row.warnings)::ducto.transaction;
+    p_row.warnings, p_row.labels)::ducto.transaction;
 end
 $$;
 
@@ -260,6 +260,9 @@ begin
       'search_credits', v_quote.search_credits,
       'cache_savings', v_quote.cache_savings,
       'fixed_credits', v_quote.fixed_credits);
+  end if;
+  if v_row.bounded_cost is not null then
+    v_parts := v_parts || jsonb_build_object('bounded_cost', v_row.bounded_cost);
   end if;
   return row(v_row.transaction_id, v_row.account_id, v_row.cost, coalesce((
       select t.carry_after

@@ -90,11 +90,13 @@ declare
   v_period text := coalesce(p_spend_cap_period, 'lifetime');
   v_account ducto_private.accounts;
   v_now timestamptz;
+  v_zone text;
+  v_first date;
 begin
   perform ducto_private.check_text(p_team_id, 'p_team_id');
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   perform ducto_private.check_text(v_role, 'p_role');
-  perform ducto_private.check_choice(v_period, '{lifetime,daily,monthly}', 'p_spend_cap_period');
+  perform ducto_private.check_choice(v_period, '{lifetime,daily,weekly,monthly}', 'p_spend_cap_period');
   perform ducto_private.check_amount(coalesce(p_spend_cap, 0), 0, 'p_spend_cap');
   v_account := ducto_private.lock_account(p_team_id);
   if v_account.kind is distinct from 'team' then
@@ -113,6 +115,14 @@ begin
     window_date = case when m.spend_cap_period = excluded.spend_cap_period then m.window_date end,
     joined_at = case when m.left_at is null then m.joined_at else excluded.joined_at end,
     left_at = null;
+  v_zone := ducto_private.ledger_zone();
+  if v_period <> 'lifetime' and v_zone is not null then
+    -- Counted now, so that no charge need count it.
+    v_first := ducto_private.window_date(v_period, v_now, v_zone);
+    update ducto_private.team_members as m
+    set spent = ducto_private.window_spent(p_team_id, v_period, v_first, v_zone, '', p_user_id), window_date = v_first
+    where m.account_id = p_team_id and m.user_id = p_user_id and m.window_date is null;
+  end if;
   update ducto_private.accounts as a
   set revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_team_id;
@@ -122,7 +132,7 @@ $$;
 comment on function ducto.add_team_member is
   'Makes a user a member, or sets a member''s role and cap anew; the user needs no account. p_role is a label of '
   'yours. p_spend_cap bounds what the pool is debited for the member in each p_spend_cap_period (''lifetime'', '
-  '''daily'' or ''monthly''), net of refunds; null is no bound. A member who rejoins keeps total_spent.';
+  '''daily'', ''weekly'' or ''monthly''), net of refunds; null is no bound. A member who rejoins keeps total_spent.';
 
 create or replace function ducto.remove_team_member(p_team_id text, p_user_id text) returns ducto.add_team_member_result
 language plpgsql volatile

@@ -13,7 +13,7 @@ select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_a
   case t.type when 'usage' then 1 else 0 end as charges,
   case t.type when 'usage' then t.allowance_used else 0 end as allowance_used,
   case t.type when 'refund' then t.amount else 0 end as refunded,
-  case t.type when 'usage' then t.cost else 0 end as cost
+  case t.type when 'usage' then t.cost else 0 end as cost, t.labels
 from ducto_private.transactions as t;
 
 -- The nearest local day that begins at p_at or after it (p_step 1), or at p_at or before it (-1). Days are passed over after
@@ -209,6 +209,31 @@ $$;
 comment on function ducto.spend_by_model is
   'What was spent on each model in [p_start, p_end), most first: the model that the price resolved, else as given, else ''''. '
   'p_user_id as in spend_by_user.';
+
+create or replace function ducto.spend_by_label(
+  p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)
+returns setof ducto.spend_by_label_row
+language sql stable
+as $$
+  select l.label, ducto_private.at_most_bigint(sum(u.spend)), sum(u.charges)::bigint, null::text
+  from ducto_private.usage_span(p_start, p_end, p_user_id) as s
+  cross join lateral (
+    select o.*
+    from ducto_private.usage_of_one(s) as o
+    where s.user_id is not null
+    union all
+    select a.*
+    from ducto_private.usage as a
+    where s.user_id is null and a.labels is not null and a.created_at >= s.starts and a.created_at < s.ends
+  ) as u
+  cross join lateral unnest(u.labels) as l (label)
+  where u.charges = 1
+  group by l.label
+  order by sum(u.spend) desc, l.label collate "C"
+$$;
+comment on function ducto.spend_by_label is
+  'What charges that carry each label spent in [p_start, p_end), most first, of all users or as in spend_by_user; a charge with '
+  'two labels counts for both.';
 
 create or replace function ducto.daily_spend(
   p_start timestamptz default null, p_end timestamptz default null, p_user_id text default null)

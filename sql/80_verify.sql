@@ -32,6 +32,7 @@ begin
   with rows as (
     select t.*,
       coalesce(t.rounding, v.rounding) as rounded,
+      coalesce(t.bounded_cost, t.cost) as charged_cost,
       lag(t.seq, 1, 0::bigint) over w as seq_before,
       lag(t.balance_after, 1, 0::bigint) over w as balance_before,
       lag(t.carry_after, 1, 0::numeric) over w as carry_before,
@@ -173,20 +174,43 @@ begin
     from rows as r
     where r.created_at < r.time_before or r.revision <= r.revision_before
     union all
+    select r.account_id, 'labels are a set', 'up to 16 labels, sorted', r.labels::text, r.transaction_id::text
+    from (
+      select t.account_id, t.labels, t.transaction_id from rows as t
+      union all
+      select h.account_id, h.labels, h.hold_id
+      from ducto_private.holds as h
+      where p_account_id is null or h.account_id = p_account_id
+    ) as r
+    where r.labels is not null and (cardinality(r.labels) not between 1 and 16
+      or r.labels <> array(select distinct l.label collate "C" from unnest(r.labels) as l (label) order by 1))
+    union all
+    select r.account_id, 'a settlement carries its hold''s labels, a refund its charge''s', h.labels::text, coalesce(r.labels::text, 'none'),
+      r.transaction_id::text
+    from rows as r
+    join ducto_private.holds as h on h.hold_id = r.hold_id and h.account_id = r.account_id
+    where h.labels is not null and (r.labels @> h.labels) is not true
+    union all
+    select r.account_id, 'a settlement carries its hold''s labels, a refund its charge''s', c.labels::text, r.labels::text,
+      r.transaction_id::text
+    from rows as r
+    join ducto_private.transactions as c on c.transaction_id = r.refers_to and c.account_id = r.account_id
+    where r.type = 'refund' and r.labels is distinct from c.labels
+    union all
     select r.account_id, 'charged is the rounded cost', c.charged::text, (r.allowance_used - r.amount)::text, r.transaction_id::text
     from rows as r
     cross join lateral (
-      select case r.rounded when 'carry' then floor(r.carry_before + r.cost) when 'up' then ceil(r.cost)
-        when 'down' then floor(r.cost) else floor(r.cost + 0.5) end as charged
+      select case r.rounded when 'carry' then floor(r.carry_before + r.charged_cost) when 'up' then ceil(r.charged_cost)
+        when 'down' then floor(r.charged_cost) else floor(r.charged_cost + 0.5) end as charged
     ) as c
     where r.type = 'usage' and r.allowance_used - r.amount is distinct from c.charged
     union all
     select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounded = 'carry'
-        then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
+        then r.carry_before + r.charged_cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
       r.carry_after::text, r.transaction_id::text
     from rows as r
     where r.carry_after <> case when r.type = 'usage' and r.rounded = 'carry'
-      then r.carry_before + r.cost - (r.allowance_used - r.amount) else r.carry_before end
+      then r.carry_before + r.charged_cost - (r.allowance_used - r.amount) else r.carry_before end
     union all
     select c.account_id, 'refunds stay within the charge', format('at most %s to the balance, %s in all', -c.amount,
         c.allowance_used - c.amount), format('%s to the balance, %s in all', x.amount, x.refunded), c.transaction_id::text
@@ -234,16 +258,43 @@ begin
       select from ducto_private.holds as h
       where h.hold_id = k.hold_id and h.account_id = k.account_id)
     union all
-    select h.account_id, 'a hold''s charged is the sum of its settlements', coalesce(x.charged, 0)::text, h.charged::text,
-      h.hold_id::text
+    select h.account_id, 'a hold''s charged and cost are the sums of its settlements',
+      format('%s, %s', coalesce(x.charged, 0), coalesce(x.cost, 0)), format('%s, %s', h.charged, h.cost), h.hold_id::text
     from ducto_private.holds as h
     left join (
-      select t.account_id, t.hold_id, sum(t.allowance_used - t.amount) as charged
+      select t.account_id, t.hold_id, sum(t.allowance_used - t.amount) as charged, sum(t.charged_cost) as cost
       from rows as t
       where t.hold_id is not null
       group by t.account_id, t.hold_id
     ) as x on x.hold_id = h.hold_id and x.account_id = h.account_id
-    where (p_account_id is null or h.account_id = p_account_id) and h.charged <> coalesce(x.charged, 0)
+    where (p_account_id is null or h.account_id = p_account_id)
+      and (h.charged <> coalesce(x.charged, 0) or h.cost <> coalesce(x.cost, 0))
+    union all
+    -- What an expired hold held last bounds credits; a settlement without a price is charged as it was held.
+    select h.account_id, 'a bounded hold charges no more than it was given', h.given::text, format('%s for %s', h.charged, h.cost),
+      h.hold_id::text
+    from ducto_private.holds as h
+    join ducto_private.terms as t on t.version = h.pricing_version and t.plan_id = ''
+    where (p_account_id is null or h.account_id = p_account_id) and coalesce(h.overrun, t.overrun) = 'bounded'
+      and h.cost > h.given and (h.ended_at is distinct from h.expires_at or h.charged > h.given) and not exists (
+        select
+        from rows as r
+        where r.account_id = h.account_id and r.hold_id = h.hold_id and 'priced_by_hold' = any (r.warnings))
+    union all
+    select r.account_id, 'only a bounded hold''s last settlement charges less than its cost',
+      format('less than %s, of a bounded hold', r.cost), r.bounded_cost::text, r.transaction_id::text
+    from rows as r
+    where r.bounded_cost is not null and (r.bounded_cost >= r.cost or r.bounded_cost < 0 or not exists (
+      select
+      from ducto_private.holds as h
+      join ducto_private.terms as t on t.version = h.pricing_version and t.plan_id = ''
+      where h.hold_id = r.hold_id and h.account_id = r.account_id and h.status = 'settled'
+        and coalesce(h.overrun, t.overrun) = 'bounded'))
+    union all
+    select h.account_id, 'a hold holds no more than it was given', format('at most %s', h.given), h.held::text, h.hold_id::text
+    from ducto_private.holds as h
+    where (p_account_id is null or h.account_id = p_account_id) and (h.held > h.given
+      or h.overrun not in ('debt', 'reject', 'bounded'))
     union all
     select a.account_id, 'allowance_used is that of the charges and refunds of its period',
       coalesce(x.used, 0)::text, a.allowance_used::text, null
@@ -343,17 +394,17 @@ begin
     having a.caps <> count(c.*)
     union all
     select c.account_id, 'a cap has a limit and an action', 'limit and spent of at least 0', format('%s, %s: %s of %s', c.cap_type, c.action,
-      c.spent, c.cap_limit), c.model
+      c.spent, c.cap_limit), c.subject
     from ducto_private.spend_caps as c
-    where (p_account_id is null or c.account_id = p_account_id) and (c.cap_type not in ('daily', 'monthly')
+    where (p_account_id is null or c.account_id = p_account_id) and (c.cap_type not in ('daily', 'weekly', 'monthly', 'lifetime')
       or c.action not in ('deny', 'warn', 'notify') or c.cap_limit < 0 or c.spent < 0)
     union all
     select c.account_id, 'a cap''s spent is that of its window', x.spent::text, c.spent::text,
-      format('%s cap on %s', c.cap_type, coalesce(nullif(c.model, ''), 'all models'))
+      format('%s cap on %s', c.cap_type, coalesce(nullif(c.subject, ''), 'everything'))
     from accounts as a
     join ducto_private.spend_caps as c on c.account_id = a.account_id
       and c.window_date = ducto_private.window_date(c.cap_type, greatest(v_now, a.changed_at), v_zone)
-    cross join lateral ducto_private.window_spent(c.account_id, c.cap_type, c.window_date, v_zone, c.model, null) as x (spent)
+    cross join lateral ducto_private.window_spent(c.account_id, c.cap_type, c.window_date, v_zone, c.subject, null) as x (spent)
     where c.spent <> x.spent
     union all
     select m.account_id, 'a member''s spent is that of the period', x.spent::text, m.spent::text, m.user_id

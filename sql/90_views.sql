@@ -41,7 +41,8 @@ create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
   t.carry_after, coalesce(t.rounding, v.rounding) as rounding,
   t.member_id as actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.hold_id as reservation_id, t.refers_to,
-  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at, t.occurred_at, t.price_error, t.warnings
+  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at, t.occurred_at, t.price_error, t.warnings,
+  t.labels
 from ducto_private.ledger as t
 left join ducto_private.terms as v on t.type = 'usage' and v.version = t.pricing_version and v.plan_id = '';
 comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
@@ -51,7 +52,7 @@ select h.hold_id as reservation_id, h.account_id, h.member_id as actor_id,
   case when n.expired then 'expired' else h.status end as status,
   case when n.expired or h.status = 'expired' then 0 else h.held end as amount,
   h.charged, h.operation_type, h.model, h.metrics, h.pricing_version, h.plan_id, h.idempotency_key, h.metadata, h.created_at,
-  h.expires_at, case when n.expired then h.expires_at else h.ended_at end as ended_at
+  h.expires_at, case when n.expired then h.expires_at else h.ended_at end as ended_at, h.labels
 from ducto_private.holds as h
 join ducto_private.accounts as a on a.account_id = h.account_id
 cross join lateral (select h.status = 'active' and h.expires_at <= greatest(clock_timestamp(), a.changed_at)) as n (expired);

@@ -8,7 +8,7 @@ begin
   return case
     when p_function = 'erase_user' then '{}'::text[]
     when starts_with(p_function::text, 'my_') then '{own}'
-    when p_function::text ~ '^((get|list|check|explain)_.*|reserve.*|deduct.*|calculate_cost|read_usage|version|extend_reservation|release_reservation|refund_credits|spend_by_user|spend_by_model|spend_margin|daily_spend|aggregate_stats|top_users)$'
+    when p_function::text ~ '^((get|list|check|explain)_.*|reserve.*|deduct.*|calculate_cost|read_usage|version|extend_reservation|release_reservation|refund_credits|spend_by_user|spend_by_model|spend_by_label|spend_margin|daily_spend|aggregate_stats|top_users)$'
       then '{call,admin}'
     else '{admin}'
   end;

@@ -220,7 +220,9 @@ class Ledger:
         return self.ids[kind][int(value[1 + len(kind) :] or 0) - 1]
 
     def plain(self, value: Any) -> Any:
-        """A value as untyped text, so that the database reads it as the argument's type."""
+        """A value as untyped text, so that the database reads it as the argument's type; of a tuple an array."""
+        if isinstance(value, tuple):
+            return list(value)
         if value is None or isinstance(value, str):
             return self.named(value)
         return exactjson.dumps(self.named(value)) if isinstance(value, (dict, list)) else str(value)

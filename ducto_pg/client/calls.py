@@ -59,6 +59,7 @@ from ducto_pg.models import (
     Reservation,
     ReserveResult,
     SetUserPlanResult,
+    SpendByLabelRow,
     SpendByModelRow,
     SpendByUserRow,
     SpendCap,
@@ -91,6 +92,7 @@ _SQL_TYPES: dict[Any, str] = {
     str: "text",
     Id: "text",
     Sequence[Id]: "text[]",
+    Sequence[str]: "text[]",
     int: "bigint",
     Small: "integer",
     Exact: "numeric",
@@ -505,15 +507,24 @@ class Calls:
 
     @rpc
     def set_spend_cap(
-        self, user_id: Id, limit: int, cap_type: str = "daily", model: str | None = None, action: str = "deny"
+        self,
+        user_id: Id,
+        limit: int,
+        cap_type: str = "daily",
+        model: str | None = None,
+        action: str = "deny",
+        label: str | None = None,
     ) -> SpendCap:
-        """Bound what is debited from an account in a day or month, for all models or one, opening it if need be.
+        """Bound what is debited from an account: in all, for a model or by a label; opens it if need be.
 
-        `cap_type` is daily or monthly; `action` is deny, warn or notify. A cap that is there already keeps its spend.
+        `cap_type` is daily, weekly, monthly or lifetime; `action` is deny, warn or notify. A cap that is there already
+        keeps its spend.
         """
 
     @rpc
-    def remove_spend_cap(self, user_id: Id, cap_type: str, model: str | None = None) -> SpendCap:
+    def remove_spend_cap(
+        self, user_id: Id, cap_type: str, model: str | None = None, label: str | None = None
+    ) -> SpendCap:
         """Take a cap away; the answer is the one that was there."""
 
     @rpc
@@ -534,9 +545,14 @@ class Calls:
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
         idempotency_key: Id | None = None,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
+        overrun: str | None = None,
     ) -> ReserveResult:
-        """Hold the price, rounded up, of an estimated usage, until it is charged or `ttl_seconds` are over."""
+        """Hold the price, rounded up, of an estimated usage, until it is charged or `ttl_seconds` are over.
+
+        `overrun` is debt, reject or bounded, in place of the config's; what settles the hold carries its `labels` too.
+        """
 
     @rpc
     def reserve_credits(
@@ -549,7 +565,9 @@ class Calls:
         ttl_seconds: Small = 600,
         idempotency_key: Id | None = None,
         model: str | None = None,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
+        overrun: str | None = None,
     ) -> ReserveResult:
         """Hold a known amount (0 is a valid hold)."""
 
@@ -587,6 +605,7 @@ class Calls:
         metadata: Metadata | None = None,
         reservation_id: Id | None = None,
         final: bool = True,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Price a usage and charge it, in one step.
@@ -604,6 +623,7 @@ class Calls:
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Charge a known amount (0 settles a hold for nothing)."""
@@ -615,6 +635,7 @@ class Calls:
         job_name: str,
         idempotency_key: Id | None = None,
         metadata: Metadata | None = None,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
     ) -> DeductionResult:
         """Charge the fixed price of a job of the config."""
@@ -624,7 +645,8 @@ class Calls:
         """Many charges in one call, each standing or refused by itself; the answers are in their order.
 
         A charge is a dict of `user_id` (beside it `team_id` for a team's member), one of `metrics`, `amount` (beside
-        it `model`) and `job`, and optionally `reservation_id`, `final`, `idempotency_key` and `metadata`.
+        it `model`) and `job`, and optionally `reservation_id`, `final`, `idempotency_key`, `metadata`, `labels` and
+        `occurred_at`.
         """
 
     @rpc
@@ -662,7 +684,7 @@ class Calls:
         spend_cap: int | None = None,
         spend_cap_period: str = "lifetime",
     ) -> AddTeamMemberResult:
-        """Make a user a member, or change the role and cap of one; `spend_cap_period` is lifetime, daily or monthly."""
+        """Make a user a member, or change the role and cap of one; `spend_cap_period` as in a cap."""
 
     @rpc
     def remove_team_member(self, team_id: Id, user_id: Id) -> AddTeamMemberResult:
@@ -683,7 +705,9 @@ class Calls:
         min_balance: int | None = None,
         ttl_seconds: Small = 600,
         idempotency_key: Id | None = None,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
+        overrun: str | None = None,
     ) -> ReserveResult:
         """`reserve` on a team's pool, for a member."""
 
@@ -699,7 +723,9 @@ class Calls:
         ttl_seconds: Small = 600,
         idempotency_key: Id | None = None,
         model: str | None = None,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
+        overrun: str | None = None,
     ) -> ReserveResult:
         """`reserve_credits` on a team's pool, for a member."""
 
@@ -713,6 +739,7 @@ class Calls:
         metadata: Metadata | None = None,
         reservation_id: Id | None = None,
         final: bool = True,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
     ) -> TeamDeductionResult:
         """`deduct` on a team's pool, for a member, at the prices of the team's plan."""
@@ -728,6 +755,7 @@ class Calls:
         metadata: Metadata | None = None,
         model: str | None = None,
         final: bool = True,
+        labels: Sequence[str] | None = None,
         occurred_at: datetime | None = None,
     ) -> TeamDeductionResult:
         """`deduct_credits` on a team's pool, for a member."""
@@ -772,6 +800,12 @@ class Calls:
         self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
     ) -> list[SpendByModelRow]:
         """What was spent on models in [start, end), most first; `user_id` as in `spend_by_user`."""
+
+    @rpc
+    def spend_by_label(
+        self, start: datetime | None = None, end: datetime | None = None, user_id: Id | None = None
+    ) -> list[SpendByLabelRow]:
+        """What was spent by charges that carry a label in [start, end), of all users or one, most first."""
 
     @rpc
     def spend_margin(self, start: datetime | None = None, end: datetime | None = None) -> list[SpendMargin]:

@@ -69,7 +69,8 @@ SetUserPlanResult: user_id str; plan_id str
 SetupResult: tables_created list[str] = []; rpcs_created list[str] = []; errors list[str] = []
 SpendByModelRow: model str = ""; total_spend int = 0; transaction_count int = 0
 SpendByUserRow: user_id str = ""; total_spend int = 0; transaction_count int = 0
-SpendCap: user_id str = ""; cap_type Literal["daily", "monthly"] = "daily"; model str | None = None; limit int = 0
+SpendCap: user_id str = ""; model str | None = None; limit int = 0
+SpendCap: cap_type Literal["daily", "weekly", "monthly", "lifetime"] = "daily"; label str | None = None
 SpendCap: action Literal["deny", "warn", "notify"] = "deny"
 SweepResult: expired_count int = 0; expired_amount int = 0; dry_run bool = False
 Team: team_id str = ""; name str = ""; balance int = 0; member_count int = 0; created_at str = ""
@@ -92,7 +93,7 @@ GetUserPlanResult: allowance_remaining int | None = None; period_start str | Non
 PricingConfigData: rounding Literal["carry", "up", "down", "half_up"] = "carry"; metrics dict[str, Decimal] = {}
 PricingConfigData: default_plan str | None = None; signup_bonus int = 0; low_balance int | None = None
 PricingConfigData: timezone str = "UTC"
-PricingConfigData: overrun Literal["debt", "reject"] = "debt"
+PricingConfigData: overrun Literal["debt", "reject", "bounded"] = "debt"
 RefundResult: allowance_restored int = 0; allowance_lapsed int = 0; idempotent bool = False
 ReserveResult: idempotent bool = False; revision int = 0
 TeamDeductionResult: cost Decimal = Decimal(0); allowance_used int = 0; shortfall int = 0; warnings list[str] = []
@@ -122,10 +123,13 @@ Transaction: resolved_model str | None = None; usage dict[str, Any] | None = Non
 Transaction: plan_id str | None = None; reservation_id str | None = None; refers_to str | None = None
 Transaction: idempotency_key str | None = None; paid_amount Decimal | None = None; paid_currency str | None = None
 Transaction: reference str | None = None; expires_at datetime | None = None; reason str | None = None
+Reservation: labels list[str] = []
+Transaction: labels list[str] = []
 Transaction: metadata dict[str, Any] | None = None; created_at datetime | None = None
 Violation: account_id str = ""; invariant str = ""; expected str = ""; actual str = ""; detail str = ""
 AggregateStatsRow: allowance_used int = 0; refunded int = 0; cost Decimal = Decimal(0)
 DailySpendRow: allowance_used int = 0; refunded int = 0; cost Decimal = Decimal(0)
+SpendByLabelRow: label str = ""; total_spend int = 0; transaction_count int = 0
 SpendByModelRow: allowance_used int = 0; refunded int = 0; cost Decimal = Decimal(0)
 SpendByUserRow: allowance_used int = 0; refunded int = 0; cost Decimal = Decimal(0)
 TopUserRow: allowance_used int = 0; refunded int = 0; cost Decimal = Decimal(0)
@@ -183,7 +187,7 @@ def test_refusal_raises_its_own_type(code: str) -> None:
 
 
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
-    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 26
+    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 27
     for code in ("22023", "DU003", "DU004", "DU005"):
         kind = errors.kind_of(code)
         assert kind

@@ -50,7 +50,15 @@ def call(name: str, label: str = "", /, **arguments: Any) -> tuple[str, str, Arg
     return name, label, {key.rstrip("_"): value for key, value in arguments.items()}
 
 
-STATISTICS = ("spend_by_user", "spend_by_model", "spend_margin", "daily_spend", "aggregate_stats", "top_users")
+STATISTICS = (
+    "spend_by_user",
+    "spend_by_model",
+    "spend_by_label",
+    "spend_margin",
+    "daily_spend",
+    "aggregate_stats",
+    "top_users",
+)
 STEPS = [
     call("version"),
     call("get_active_pricing"),
@@ -115,6 +123,7 @@ STEPS = [
     call("set_spend_cap", user_id="alice", limit=500),
     call("set_spend_cap", user_id="alice", limit=2, cap_type="monthly", model="any", action="warn"),
     call("list_spend_caps", user_id="alice"),
+    call("set_spend_cap", user_id="alice", limit=90, cap_type="lifetime", label="key"),
     call("check_spend_cap", user_id="alice"),
     call("check_spend_cap", user_id="alice", model="any", amount=30),
     call("reserve", "plain hold", user_id="alice", metrics=USAGE),
@@ -264,18 +273,30 @@ STEPS = [
     ),
     call("deduct_team_credits", team_id="crew", user_id="alice", amount=1),
     call("deduct_team_credits", team_id="crew", user_id="carol", amount=1),
-    call("reserve", user_id="alice", metrics=USAGE, occurred_at=SOON),
-    call("reserve_credits", user_id="alice", amount=0, occurred_at=SOON),
-    call("reserve_team", team_id="crew", user_id="alice", metrics=USAGE, occurred_at=SOON),
-    call("reserve_team_credits", team_id="crew", user_id="alice", amount=0, occurred_at=SOON),
-    call("deduct", user_id="alice", metrics=USAGE, occurred_at=SOON),
-    call("deduct_credits", user_id="alice", amount=0, occurred_at=SOON),
-    call("deduct_fixed", user_id="alice", job_name="report", occurred_at=SOON),
-    call("deduct_team", team_id="crew", user_id="alice", metrics=USAGE, occurred_at=SOON),
-    call("deduct_team_credits", team_id="crew", user_id="alice", amount=0, occurred_at=SOON),
+    call("reserve", user_id="alice", metrics=USAGE, labels=["key"], occurred_at=SOON, overrun="bounded"),
+    call("reserve_credits", user_id="alice", amount=0, labels=["key"], occurred_at=SOON, overrun="debt"),
+    call(
+        "reserve_team", team_id="crew", user_id="alice", metrics=USAGE, labels=[], occurred_at=SOON, overrun="bounded"
+    ),
+    call(
+        "reserve_team_credits",
+        team_id="crew",
+        user_id="alice",
+        amount=0,
+        labels=["key", "chat"],
+        occurred_at=SOON,
+        overrun="reject",
+    ),
+    call("deduct", user_id="alice", metrics=USAGE, labels=["key", "chat"], occurred_at=SOON),
+    call("deduct_credits", user_id="alice", amount=0, labels=["key"], occurred_at=SOON),
+    call("deduct_fixed", user_id="alice", job_name="report", labels=["key"], occurred_at=SOON),
+    call("deduct_team", team_id="crew", user_id="alice", metrics=USAGE, labels=["key"], occurred_at=SOON),
+    call("deduct_team_credits", team_id="crew", user_id="alice", amount=0, labels=["key"], occurred_at=SOON),
     call("remove_team_member", team_id="crew", user_id="bob"),
     call("remove_spend_cap", user_id="alice", cap_type="daily"),
     call("remove_spend_cap", user_id="alice", cap_type="monthly", model="any"),
+    call("remove_spend_cap", user_id="alice", cap_type="lifetime", label="key"),
+    call("spend_by_label", user_id="alice"),
     call("sweep_expired_credits"),
     call("sweep_expired_credits", dry_run=True, limit=5),
     *(call(name) for name in STATISTICS),
@@ -359,7 +380,7 @@ def in_sql(conn: Connection) -> Ask:
 
     def ask(name: str, arguments: Arguments) -> tuple[Any, Any]:
         values = [
-            exactjson.dumps(value) if isinstance(value, dict | list) and key != "p_ids" else value
+            exactjson.dumps(value) if isinstance(value, dict | list) and key not in ("p_ids", "p_labels") else value
             for key, value in arguments.items()
         ]
         named = ", ".join(f"{key} => %s" for key in arguments)

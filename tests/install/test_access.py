@@ -32,7 +32,15 @@ CALL = {
     *("get_user_plan", "check_allowance", "check_feature", "check_spend_cap", "list_spend_caps"),
     *("get_team", "get_team_balance", "get_team_members"),
     *("reserve_team", "reserve_team_credits", "deduct_team", "deduct_team_credits"),
-    *("spend_by_user", "spend_by_model", "spend_margin", "daily_spend", "aggregate_stats", "top_users"),
+    *(
+        "spend_by_user",
+        "spend_by_model",
+        "spend_by_label",
+        "spend_margin",
+        "daily_spend",
+        "aggregate_stats",
+        "top_users",
+    ),
 }
 ADMIN = CALL | {
     *("activate_pricing", "unschedule_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),

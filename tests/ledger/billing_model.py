@@ -159,6 +159,8 @@ class Hold:
     names: Names
     status: str = "active"
     charged: int = 0
+    given: int = 0
+    cost: Decimal = Decimal(0)
     end: tuple[Any, Answer] | None = None
 
 
@@ -559,7 +561,7 @@ class Billing:
         for (kind, model), cap in account.caps.items():
             if cap in caps and cap.action != "deny" and cap.told != self.window(kind, now):
                 cap.told = self.window(kind, now)
-                told = {"cap_type": kind, "model": model, "limit": cap.limit, "action": cap.action}
+                told = {"cap_type": kind, "model": model, "label": None, "limit": cap.limit, "action": cap.action}
                 told["spent"] = self.spent_of_cap(account, kind, model, now)
                 account.events.append(("cap_warned", told))
 
@@ -733,6 +735,7 @@ class Billing:
             version=version,
             plan=account.plan,
             names=names,
+            given=amount,
         )
         account.holds.append(hold)
         self._tell(account, warning, now)
@@ -784,6 +787,7 @@ class Billing:
         self._check_range(account, account.held(self.now(account)) + add_amount)
         now = self._begin(account)
         hold.amount += add_amount
+        hold.given += add_amount
         if ttl_seconds is not None:
             hold.expires_at = max(hold.expires_at, now + timedelta(seconds=ttl_seconds))
         self._tell(account, warning, now)
@@ -863,6 +867,9 @@ class Billing:
             held, others = hold.amount if is_open(hold, now) else 0, account.held(now, hold)
             free = account.net(now) + left + account.credit_limit - held - others
             shortfall = max(0, charged - held - max(0, free))
+            budget = hold.given - hold.cost if is_open(hold, now) else hold.amount
+            if terms.overrun == "debt" and cost > max(0, budget) and "priced_by_hold" not in warnings:
+                warnings.append("hold_exceeded")
             if not is_open(hold, now):
                 warnings.append("reservation_expired")
             if shortfall and terms.overrun == "reject":
@@ -907,7 +914,7 @@ class Billing:
         self._tell(account, warning, now)
         for (kind, model), cap in account.caps.items():
             if cap.action == "deny" and cap in matching and spent[cap] < cap.limit <= spent[cap] + debit:
-                told = {"cap_type": kind, "model": model, "limit": cap.limit, "action": "deny"}
+                told = {"cap_type": kind, "model": model, "label": None, "limit": cap.limit, "action": "deny"}
                 account.events.append(("cap_reached", told | {"spent": spent[cap] + debit}))
         answer = {
             "transaction_id": row.transaction_id,
@@ -924,6 +931,7 @@ class Billing:
             answer["team_id"] = account_id
         if hold is not None:
             hold.charged += charged
+            hold.cost += cost
             hold.amount = 0 if final else max(0, hold.amount - charged)
             if final:
                 hold.status = "settled"

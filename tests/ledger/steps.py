@@ -26,11 +26,13 @@ STEPS: dict[str, Step] = {
     "hold": lambda m, at: m.reserve_credits(at["user"], 30),
     "hold an estimate": lambda m, at: m.reserve(at["user"], USAGE),
     "hold with a key": lambda m, at: m.reserve_credits(at["user"], 30, idempotency_key="one"),
+    "a bounded hold": lambda m, at: m.reserve_credits(at["user"], 30, labels=["key"], overrun="bounded"),
     "extend": lambda m, at: m.extend_reservation(at["hold"], 30),
     "release": lambda m, at: m.release_reservation(at["hold"]),
     "charge": lambda m, at: m.deduct_credits(at["user"], 30),
     "charge usage": lambda m, at: m.deduct(at["user"], USAGE),
     "charge with a key": lambda m, at: m.deduct_credits(at["user"], 30, idempotency_key="one"),
+    "charge with labels": lambda m, at: m.deduct(at["user"], USAGE, labels=["key", "chat"]),
     "charge a job": lambda m, at: m.deduct_fixed(at["user"], "report"),
     "settle": lambda m, at: m.deduct_credits(at["user"], 30, at["hold"]),
     "settle a part": lambda m, at: m.deduct(at["user"], USAGE, reservation_id=at["hold"], final=False),
@@ -43,6 +45,7 @@ STEPS: dict[str, Step] = {
     "charge in a batch": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": 30}])[0],
     "set a plan": lambda m, at: m.set_user_plan(at["user"], "pro"),
     "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
+    "set a cap on a label": lambda m, at: m.set_spend_cap(at["user"], 500, "lifetime", label="key"),
 }
 
 # The same of a team.
@@ -108,6 +111,7 @@ READS: dict[str, Step] = {
     "my_plan": mine("my_plan"),
     "my_statement": mine("my_statement", None, None),
     "my_transactions": mine("my_transactions"),
+    "spend_by_label": lambda m, at: m.spend_by_label(),
     "spend_by_model": lambda m, at: m.spend_by_model(),
     "spend_by_user": lambda m, at: m.spend_by_user(),
     "top_users": lambda m, at: m.top_users(),

@@ -39,6 +39,7 @@ from sessions import Arena, outcomes
 
 PLANS = {"pro": {"id": "pro", "name": "Pro", "free_allowance": 100}}
 OVER = ["spend_cap_exceeded"]
+ABOVE = ["hold_exceeded", *OVER]
 
 rich = ask.add_credits("u", 1000)
 cap = ask.set_spend_cap("u", 50)
@@ -83,8 +84,10 @@ pro = ask.set_user_plan("u", "pro")
      gives(spent=7)),
     ("less than nothing", [rich], ask.set_spend_cap("u", -1), raises("22023", "p_limit", "at least 0")),
     ("no limit", [rich], ask.set_spend_cap("u", None), raises("22023", "p_limit", "at least 0")),
-    ("a week", [rich], ask.set_spend_cap("u", 1, "weekly"),
-     raises("22023", "p_cap_type", "weekly", "daily", "monthly")),
+    ("a week", [rich], ask.set_spend_cap("u", 1, "weekly"), gives(cap_type="weekly")),
+    ("for ever", [rich], ask.set_spend_cap("u", 1, "lifetime"), gives(cap_type="lifetime", resets_at=None)),
+    ("a year", [rich], ask.set_spend_cap("u", 1, "yearly"),
+     raises("22023", "p_cap_type", "yearly", "daily", "weekly", "monthly", "lifetime")),
     ("a day in capitals", [rich], ask.set_spend_cap("u", 1, "Daily"), raises("22023", "p_cap_type", "Daily")),
     ("a kind without a name", [rich], ask.set_spend_cap("u", 1, ""), raises("22023", "p_cap_type")),
     ("an action that is none", [rich], ask.set_spend_cap("u", 1, action="block"),
@@ -112,7 +115,7 @@ def test_set_spend_cap(ledger: Ledger, given: list[Step], call: Call, check: Che
     ("all models are not one", [rich, of_gpt], ask.remove_spend_cap("u", "daily"), refuses("cap_not_found")),
     ("one is not all models", [rich, cap], ask.remove_spend_cap("u", "daily", "gpt"), refuses("cap_not_found")),
     ("another's", [rich, cap, ask.add_credits("v", 1)], ask.remove_spend_cap("v", "daily"), refuses("cap_not_found")),
-    ("a kind that is none", [rich, cap], ask.remove_spend_cap("u", "weekly"), raises("22023", "p_cap_type", "weekly")),
+    ("a kind that is none", [rich, cap], ask.remove_spend_cap("u", "yearly"), raises("22023", "p_cap_type", "yearly")),
     ("no kind", [rich, cap], ask.remove_spend_cap("u", None), raises("22023", "p_cap_type")),
     ("set again it counts what was spent", [rich, cap, charge(40), ask.remove_spend_cap("u", "daily"), charge(9), cap],
      charge(2), denied),
@@ -275,26 +278,26 @@ def test_a_cap_beside_an_allowance(ledger: Ledger, given: list[Step], call: Call
 
 
 @table(
-    ("never refused, but told", [cap, hold], settle(51), gives(amount=-51, warnings=OVER)),
-    ("to the limit it is nothing", [cap, hold], settle(50), gives(amount=-50, warnings=[])),
+    ("never refused, but told", [cap, hold], settle(51), gives(amount=-51, warnings=ABOVE)),
+    ("to the limit it is nothing", [cap, hold], settle(50), gives(amount=-50, warnings=["hold_exceeded"])),
     ("less than held is nothing", [cap, hold], settle(10), gives(amount=-10, warnings=[])),
-    ("of what was spent before", [cap, hold, charge(20)], settle(31), gives(warnings=OVER)),
-    ("a part too", [cap, hold], settle(51, final=False), gives(warnings=OVER)),
+    ("of what was spent before", [cap, hold, charge(20)], settle(31), gives(warnings=ABOVE)),
+    ("a part too", [cap, hold], settle(51, final=False), gives(warnings=ABOVE)),
     ("within its hold, when the cap came later", [hold, ask.set_spend_cap("u", 20)], settle(30), gives(warnings=OVER)),
     ("it counts", [cap, hold, settle(51)], charge(1), denied),
     ("of one model", [of_gpt, ask.reserve_credits("u", 30, model="gpt")], settle(51, model="gpt"),
-     gives(warnings=OVER)),
-    ("of another", [of_gpt, hold], settle(51, model="any"), gives(warnings=[])),
+     gives(warnings=ABOVE)),
+    ("of another", [of_gpt, hold], settle(51, model="any"), gives(warnings=["hold_exceeded"])),
     ("counts for its own model", [of_gpt, ask.reserve_credits("u", 30, model="any"), settle(40, model="gpt")],
      charge(11, "gpt"), denied),
     ("the model of its usage, not of its hold", [of_gpt, ask.reserve_credits("u", 30, model="gpt")],
-     ask.deduct("u", costs(60), hold="@hold"), gives(warnings=[])),
+     ask.deduct("u", costs(60), hold="@hold"), gives(warnings=["hold_exceeded"])),
     ("an expired one", [cap, hold, later(minutes=10)], settle(51),
-     lambda ledger, call: _warns(ledger, call, {"reservation_expired", "spend_cap_exceeded"})),
-    ("into debt", [cap, hold], settle(1001), gives(balance_after=-1, shortfall=1, warnings=OVER)),
+     lambda ledger, call: _warns(ledger, call, {"reservation_expired", *ABOVE})),
+    ("into debt", [cap, hold], settle(1001), gives(balance_after=-1, shortfall=1, warnings=ABOVE)),
     ("paid by the allowance it is nothing", [prices(plans=PLANS), pro, cap, hold], settle(100),
-     gives(amount=0, warnings=[])),
-    ("replayed it tells the same", [cap, hold, settle(51)], settle(51), replays(warnings=OVER)),
+     gives(amount=0, warnings=["hold_exceeded"])),
+    ("replayed it tells the same", [cap, hold, settle(51)], settle(51), replays(warnings=ABOVE)),
 )
 def test_a_cap_on_settlements(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
     tell(ledger, [rich, *given], call, check)
@@ -318,7 +321,7 @@ def _warns(ledger: Ledger, call: Call, warnings: set[str]) -> None:
     ("a hold", [warn], ask.reserve_credits("u", 51), gives(amount=51, warnings=OVER)),
     ("a hold beside another", [warn, hold], ask.reserve_credits("u", 21), gives(warnings=OVER)),
     ("a hold that is extended", [warn, hold], ask.extend_reservation("@hold", 21), gives(warnings=OVER)),
-    ("a settlement", [warn, hold], settle(51), gives(warnings=OVER)),
+    ("a settlement", [warn, hold], settle(51), gives(warnings=ABOVE)),
     ("replayed", [warn, charge(51, key="k")], charge(51, key="k"), replays(warnings=OVER)),
     ("a replayed hold", [warn, ask.reserve_credits("u", 51, key="k")], ask.reserve_credits("u", 51, key="k"),
      replays(warnings=OVER)),
@@ -551,7 +554,7 @@ def test_a_window_that_reaches_its_limit_is_told_by_the_charge_that_brings_it_th
         step(ledger)
     assert ledger.events("cap_reached") == []
     charge(1)(ledger)
-    reached = {"cap_type": "daily", "model": None, "limit": 50, "spent": 50, "action": "deny"}
+    reached = {"cap_type": "daily", "model": None, "label": None, "limit": 50, "spent": 50, "action": "deny"}
     assert ledger.events("cap_reached") == [("cap_reached", reached)]
     for step in (charge(0), but(denied, charge(1)), later(hours=1), ask.refund_credits("@charge2")):
         step(ledger)

@@ -1,7 +1,10 @@
 """Holds: taking, extending, releasing and reading them; what they keep, and how they expire."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
+import pytest
 from ledger_helpers import (
     FREE,
     LONG,
@@ -13,6 +16,7 @@ from ledger_helpers import (
     Step,
     ask,
     at,
+    but,
     charge,
     costs,
     debt,
@@ -31,8 +35,10 @@ from ledger_helpers import (
     rolled_back,
     settle,
     table,
+    team,
     tell,
 )
+from sessions import Arena
 
 
 # fmt: off
@@ -240,6 +246,129 @@ def test_reading_holds(ledger: Ledger, given: list[Step], call: Call, check: Che
 def test_a_hold_keeps_the_terms_of_its_day(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
     tell(ledger, given, call, check)
 # fmt: on
+
+
+bounded = ask.reserve_credits("u", 10, overrun="bounded")
+
+
+def part(amount: int | str, **more: Any) -> Call:
+    return ask.deduct_credits("u", amount, "@hold", final=False, **more)
+
+
+def end(amount: int | str, **more: Any) -> Call:
+    return ask.deduct_credits("u", amount, "@hold", **more)
+
+
+# fmt: off
+@table(
+    ("parts to its end", [bounded, part(4)], part(6), gives(amount=-6, warnings=[])),
+    ("no part beyond", [bounded, part(4)], part(7), refuses("hold_exceeded", shortfall=1)),
+    ("nor by a fraction", [bounded, part(4)], part("6.01"), refuses("hold_exceeded", shortfall=1)),
+    ("however far", [bounded, part(4)], part(1000), refuses("hold_exceeded", shortfall=994)),
+    ("a smaller part after that", [bounded, but(refuses("hold_exceeded", shortfall=1), part(11))], part(10), gives()),
+    ("a part of nothing", [bounded, part(10)], part(0), gives(amount=0, warnings=[])),
+    ("a usage", [bounded], ask.deduct("u", costs("10.1"), hold="@hold", final=False),
+     refuses("hold_exceeded", shortfall=1)),
+    ("the end takes the rest", [bounded, part(4)], end(1000),
+     gives(amount=-6, cost=1000, balance_after=90, shortfall=0, warnings=["hold_exceeded"])),
+    ("and keeps the full cost", [bounded, end("12.5")], ask.get_transaction("@charge"),
+     reads(amount=-10, cost=Decimal("12.5"), carry_after=0, warnings=["hold_exceeded"])),
+    ("which is explained", [bounded, ask.deduct("u", costs("12.5"), hold="@hold")],
+     ask.explain_transaction("@charge"), lambda ledger, call: _explains(ledger, call, "12.5", "10")),
+    ("replayed", [bounded, end(1000, key="k")], end(1000, key="k"), replays(cost=1000, amount=-10)),
+    ("replayed without a key", [bounded, end(1000)], end(1000), replays(amount=-10)),
+    ("nothing is left", [bounded, part(10)], end(5), gives(amount=0, cost=5, warnings=["hold_exceeded"])),
+    ("within it all is as ever", [bounded, part(4)], end(3), gives(amount=-3, warnings=[])),
+    ("extended", [bounded, part(4), ask.extend_reservation("@hold", 5)], part(11), gives(amount=-11)),
+    ("no further", [bounded, part(4), ask.extend_reservation("@hold", 5)], part(12),
+     refuses("hold_exceeded", shortfall=1)),
+    ("its costs count, whatever was carried", [ask.deduct_credits("u", "0.9"), bounded, part("9.5")], part("0.5"),
+     gives(amount=0, warnings=[])),
+    ("not its credits", [ask.deduct_credits("u", "0.9"), bounded, part("9.5")], part("0.6"),
+     refuses("hold_exceeded", shortfall=1)),
+    ("the fraction that is left", [ask.deduct_credits("u", "0.9"), bounded, part("9.5")], end(7),
+     gives(amount=0, cost=7, warnings=["hold_exceeded"])),
+    ("expired, what it held last", [bounded, part(4), later(minutes=10)], part(7),
+     refuses("hold_exceeded", shortfall=1)),
+    ("that much it charges", [bounded, part(4), later(minutes=10)], part(6),
+     gives(amount=-6, warnings=["reservation_expired"])),
+    ("once", [bounded, later(minutes=10), part(6)], part(5), refuses("hold_exceeded", shortfall=1)),
+    ("the end of an expired one", [bounded, part(4), later(minutes=10)], end(7),
+     gives(amount=-6, cost=7, warnings=["hold_exceeded", "reservation_expired"])),
+    ("what has no price is charged as it was held", [bounded, part("4.5")],
+     ask.deduct("u", {"fixed_job": "none"}, hold="@hold"), gives(amount=-6, warnings=["priced_by_hold"])),
+    ("into debt, if the credits are gone", [bounded, ask.remove_credits("u", 95)], end(11),
+     gives(balance_after=-5, shortfall=0, warnings=["hold_exceeded"])),
+    ("in a batch", [bounded, part(4)],
+     ask.deduct_batch([{"user_id": "u", "amount": 7, "reservation_id": "@hold", "final": False},
+                       {"user_id": "u", "amount": 6, "reservation_id": "@hold"}]),
+     lambda ledger, call: _shows(ledger, call, ("hold_exceeded", 0), (None, -6))),
+    ("as the config says", [prices(overrun="bounded"), hold], part(31), refuses("hold_exceeded", shortfall=1)),
+    ("and said when it was taken", [prices(overrun="bounded"), hold, prices()], part(31),
+     refuses("hold_exceeded", shortfall=1)),
+    ("as the hold says", [prices(overrun="bounded"), ask.reserve_credits("u", 30, overrun="debt")], part(31),
+     gives(amount=-31, warnings=["hold_exceeded"])),
+    ("or refuses", [ask.reserve_credits("u", 30, overrun="reject")], part(101),
+     refuses("insufficient_credits", shortfall=1)),
+    ("which takes what is free", [ask.reserve_credits("u", 30, overrun="reject")], part(100),
+     gives(amount=-100, warnings=[])),
+    ("a debt is told", [ask.reserve_credits("u", 10), part(1000), part(1000), part(1000)], part(1000),
+     gives(balance_after=-3900, warnings=["hold_exceeded"])),
+    ("from its first credit", [ask.reserve_credits("u", 10), part(9)], part("1.01"), gives(warnings=["hold_exceeded"])),
+    ("none within the hold", [ask.reserve_credits("u", 10), part(9)], part(1), gives(warnings=[])),
+    ("an estimate", [ask.reserve("u", costs("9.5"), overrun="bounded")], end(11), gives(amount=-10)),
+    ("nothing at all", [ask.reserve_credits("u", 0, overrun="bounded")], end(1), gives(amount=0, cost=1)),
+    ("of a pool", [team("crew", "ann"), ask.reserve_team_credits("crew", "ann", 10, overrun="bounded")],
+     ask.deduct_team_credits("crew", "ann", 11, "@hold", final=False), refuses("hold_exceeded", shortfall=1)),
+    ("of a pool's estimate", [team("crew", "ann"), ask.reserve_team("crew", "ann", costs(10), overrun="bounded")],
+     ask.deduct_team("crew", "ann", costs(11), hold="@hold"), gives(amount=-10, warnings=["hold_exceeded"])),
+    ("of no kind", [], ask.reserve_credits("u", 1, overrun="forgive"),
+     raises("22023", "p_overrun", "forgive", "debt", "reject", "bounded")),
+)
+def test_what_passes_a_hold(ledger: Ledger, given: list[Step], call: Call, check: Check) -> None:
+    tell(ledger, [rich, *given], call, check)
+# fmt: on
+
+
+def _explains(ledger: Ledger, call: Call, cost: str, bounded_cost: str) -> None:
+    row = ledger.one(call)
+    assert (row["cost"], row["parts"]["bounded_cost"]) == (Decimal(cost), Decimal(bounded_cost))
+
+
+def _shows(ledger: Ledger, call: Call, *rows: tuple[str | None, int]) -> None:
+    assert [(row["error"], row["amount"]) for row in ledger.run(call)] == list(rows)
+
+
+@pytest.mark.parametrize("rounding", ["up", "down", "half_up"])
+def test_a_bounded_hold_counts_costs_before_they_are_rounded(ledger: Ledger, rounding: str) -> None:
+    ledger.publish(rounding=rounding)
+    for step in (rich, bounded, part("3.3"), part("3.3"), part("3.4")):
+        step(ledger)
+    refuses("hold_exceeded", shortfall=1)(ledger, part("0.1"))
+    gives(amount=0, cost=1)(ledger, end(1))
+
+
+def test_parallel_steps_of_one_run_share_its_budget(arena: Arena) -> None:
+    arena.given(rich, ask.reserve_credits("u", 50, overrun="bounded"))
+    (run,) = arena.ledger.ids["hold"]
+    step = ask.deduct_credits("u", 10, run, final=False)
+    assert arena.race(16, step) == {"ok": 5, "hold_exceeded": 11}
+    reads(status="active", amount=0, charged=50)(arena.ledger, ask.get_reservation(run))
+    assert arena.race(2, ask.deduct_credits("u", 9, run)) == {"ok": 1, "replayed": 1}
+    reads(balance=50, reserved=0)(arena.ledger, ask.get_balance("u"))
+    arena.sound()
+
+
+def test_parallel_steps_of_a_team_share_its_budget(arena: Arena) -> None:
+    arena.given(team("crew", "ann"), ask.reserve_team_credits("crew", "ann", 50, overrun="bounded"))
+    (run,) = arena.ledger.ids["hold"]
+    steps = [
+        ask.deduct_team("crew", "ann", costs(7), hold=run, final=False),
+        ask.extend_reservation(run, 1, user_id="crew"),
+    ]
+    told = [row["error"] for row in arena.meet(16, lambda number: steps[number % 2])]
+    assert (told.count(None), told.count("hold_exceeded")) in {(15, 1), (16, 0)}
+    arena.sound()
 
 
 def test_a_charge_says_the_version_of_its_price(ledger: Ledger) -> None:

@@ -110,8 +110,29 @@ CORRUPTIONS = [
     ("transactions set amount = -101 where type = 'removal'", "removals and expiry stay within the grant"),
     (
         "holds set charged = charged + 1 where status = 'settled'",
-        "a hold's charged is the sum of its settlements",
+        "a hold's charged and cost are the sums of its settlements",
     ),
+    ("holds set cost = 0 where charged > 0", "a hold's charged and cost are the sums of its settlements"),
+    ("holds set given = 6 where status = 'active'", "a hold holds no more than it was given"),
+    ("holds set given = 9 where overrun = 'bounded'", "a bounded hold charges no more than it was given"),
+    ("holds set labels = '{b,a}' where status = 'active'", "labels are a set"),
+    ("holds set labels = '{z}' where charged > 0", "a settlement carries its hold's labels, a refund its charge's"),
+    ("transactions set labels = '{a,a}' where type = 'usage'", "labels are a set"),
+    (
+        "transactions set labels = null where type = 'refund'",
+        "a settlement carries its hold's labels, a refund its charge's",
+    ),
+    (
+        "transaction_details set bounded_cost = 40 where bounded_cost is not null",
+        "only a bounded hold's last settlement charges less than its cost",
+    ),
+    ("transaction_details set bounded_cost = null", "charged is the rounded cost"),
+    (
+        "transaction_details set bounded_cost = 1 where warnings is null",
+        "only a bounded hold's last settlement charges less than its cost",
+    ),
+    ("spend_caps set spent = 1 where subject = 'label key'", "a cap's spent is that of its window"),
+    ("spend_caps set cap_type = 'yearly'", "a cap has a limit and an action"),
     ("holds set held = 99 where status = 'active'", "held is the sum of the open holds"),
     (
         "holds set status = 'released', held = 0, ended_at = now() where status = 'active'",
@@ -134,6 +155,10 @@ def test_verify_ledger_finds(module_ledger: Ledger, corruption: str, invariant: 
             hold,
             ask.deduct("u", costs(30), hold="@hold"),
             ask.refund_credits("@charge", 9),
+            ask.set_spend_cap("u", 90, "lifetime", label="key"),
+            ask.reserve_credits("u", 10, overrun="bounded", labels=("key",)),
+            ask.deduct_credits("u", 30, "@hold"),
+            ask.refund_credits("@charge", 2),
             ask.remove_credits("u", 5, transaction_id="@grant2"),
             ask.reserve_credits("u", 7),
         ):
