@@ -95,7 +95,7 @@ export type Database = {
         isSetofReturn: true
       } },
 "deduct":
-{ Args: { "p_final"?: boolean,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_metrics": Json,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
+{ Args: { "p_final"?: boolean,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_metrics": Json,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
                           SetofOptions: {
         from: "*"
         to: "deduction_result"
@@ -111,7 +111,7 @@ export type Database = {
         isSetofReturn: true
       } },
 "deduct_credits":
-{ Args: { "p_amount": number,"p_final"?: boolean,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_model"?: string,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
+{ Args: { "p_amount": number,"p_final"?: boolean,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_model"?: string,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
                           SetofOptions: {
         from: "*"
         to: "deduction_result"
@@ -119,7 +119,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "deduct_fixed":
-{ Args: { "p_idempotency_key"?: string,"p_job_name": string,"p_metadata"?: Json,"p_occurred_at"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
+{ Args: { "p_idempotency_key"?: string,"p_job_name": string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_occurred_at"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["deduction_result"]
                           SetofOptions: {
         from: "*"
         to: "deduction_result"
@@ -127,7 +127,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "deduct_team":
-{ Args: { "p_final"?: boolean,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_metrics": Json,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_team_id": string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["team_deduction_result"]
+{ Args: { "p_final"?: boolean,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_metrics": Json,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_team_id": string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["team_deduction_result"]
                           SetofOptions: {
         from: "*"
         to: "team_deduction_result"
@@ -135,7 +135,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "deduct_team_credits":
-{ Args: { "p_amount": number,"p_final"?: boolean,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_model"?: string,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_team_id": string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["team_deduction_result"]
+{ Args: { "p_amount": number,"p_final"?: boolean,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_model"?: string,"p_occurred_at"?: string,"p_reservation_id"?: string,"p_team_id": string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["team_deduction_result"]
                           SetofOptions: {
         from: "*"
         to: "team_deduction_result"
@@ -325,7 +325,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "remove_spend_cap":
-{ Args: { "p_cap_type": string,"p_model"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["spend_cap"]
+{ Args: { "p_cap_type": string,"p_label"?: string,"p_model"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["spend_cap"]
                           SetofOptions: {
         from: "*"
         to: "spend_cap"
@@ -341,7 +341,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "reserve":
-{ Args: { "p_idempotency_key"?: string,"p_metadata"?: Json,"p_metrics": Json,"p_min_balance"?: number,"p_occurred_at"?: string,"p_operation_type"?: string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
+{ Args: { "p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_metrics": Json,"p_min_balance"?: number,"p_occurred_at"?: string,"p_operation_type"?: string,"p_overrun"?: string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
                           SetofOptions: {
         from: "*"
         to: "reserve_result"
@@ -349,7 +349,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "reserve_credits":
-{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_min_balance"?: number,"p_model"?: string,"p_occurred_at"?: string,"p_operation_type"?: string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
+{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_min_balance"?: number,"p_model"?: string,"p_occurred_at"?: string,"p_operation_type"?: string,"p_overrun"?: string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
                           SetofOptions: {
         from: "*"
         to: "reserve_result"
@@ -357,7 +357,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "reserve_team":
-{ Args: { "p_idempotency_key"?: string,"p_metadata"?: Json,"p_metrics": Json,"p_min_balance"?: number,"p_occurred_at"?: string,"p_operation_type"?: string,"p_team_id": string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
+{ Args: { "p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_metrics": Json,"p_min_balance"?: number,"p_occurred_at"?: string,"p_operation_type"?: string,"p_overrun"?: string,"p_team_id": string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
                           SetofOptions: {
         from: "*"
         to: "reserve_result"
@@ -365,7 +365,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "reserve_team_credits":
-{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_min_balance"?: number,"p_model"?: string,"p_occurred_at"?: string,"p_operation_type"?: string,"p_team_id": string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
+{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_labels"?: (string)[],"p_metadata"?: Json,"p_min_balance"?: number,"p_model"?: string,"p_occurred_at"?: string,"p_operation_type"?: string,"p_overrun"?: string,"p_team_id": string,"p_ttl_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["reserve_result"]
                           SetofOptions: {
         from: "*"
         to: "reserve_result"
@@ -384,7 +384,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "set_spend_cap":
-{ Args: { "p_action"?: string,"p_cap_type"?: string,"p_limit": number,"p_model"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["spend_cap"]
+{ Args: { "p_action"?: string,"p_cap_type"?: string,"p_label"?: string,"p_limit": number,"p_model"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["spend_cap"]
                           SetofOptions: {
         from: "*"
         to: "spend_cap"
@@ -398,6 +398,14 @@ export type Database = {
         to: "set_user_plan_result"
         isOneToOne: true
         isSetofReturn: false
+      } },
+"spend_by_label":
+{ Args: { "p_end"?: string,"p_start"?: string,"p_user_id"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_label_row"][]
+                          SetofOptions: {
+        from: "*"
+        to: "spend_by_label_row"
+        isOneToOne: false
+        isSetofReturn: true
       } },
 "spend_by_model":
 { Args: { "p_end"?: string,"p_start"?: string }; Returns: Database["ducto"]['CompositeTypes']["spend_by_model_row"][]
@@ -498,17 +506,19 @@ export type Database = {
                       },"refund_result": {
                         "refund_transaction_id": string | null,"original_transaction_id": string | null,"user_id": string | null,"amount": number | null,"new_balance": number | null,"error": string | null,"allowance_restored": number | null,"allowance_lapsed": number | null,"idempotent": boolean | null,"revision": number | null
                       },"reservation": {
-                        "reservation_id": string | null,"account_id": string | null,"actor_id": string | null,"status": string | null,"amount": number | null,"charged": number | null,"operation_type": string | null,"model": string | null,"metrics": Json | null,"pricing_version": number | null,"plan_id": string | null,"idempotency_key": string | null,"metadata": Json | null,"created_at": string | null,"expires_at": string | null,"ended_at": string | null,"error": string | null
+                        "reservation_id": string | null,"account_id": string | null,"actor_id": string | null,"status": string | null,"amount": number | null,"charged": number | null,"operation_type": string | null,"model": string | null,"metrics": Json | null,"pricing_version": number | null,"plan_id": string | null,"idempotency_key": string | null,"metadata": Json | null,"created_at": string | null,"expires_at": string | null,"ended_at": string | null,"error": string | null,"labels": (string)[] | null
                       },"reserve_result": {
                         "reservation_id": string | null,"user_id": string | null,"amount": number | null,"balance": number | null,"reserved_total": number | null,"error": string | null,"idempotent": boolean | null,"expires_at": string | null,"warnings": (string)[] | null,"revision": number | null
                       },"set_user_plan_result": {
                         "user_id": string | null,"plan_id": string | null,"error": string | null,"revision": number | null
+                      },"spend_by_label_row": {
+                        "label": string | null,"total_spend": number | null,"transaction_count": number | null,"error": string | null
                       },"spend_by_model_row": {
                         "model": string | null,"total_spend": number | null,"transaction_count": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"spend_by_user_row": {
                         "user_id": string | null,"total_spend": number | null,"transaction_count": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"spend_cap": {
-                        "user_id": string | null,"cap_type": string | null,"model": string | null,"limit": number | null,"action": string | null,"error": string | null,"revision": number | null,"spent": number | null,"resets_at": string | null
+                        "user_id": string | null,"cap_type": string | null,"model": string | null,"limit": number | null,"action": string | null,"error": string | null,"revision": number | null,"spent": number | null,"resets_at": string | null,"label": string | null
                       },"spend_margin": {
                         "model": string | null,"transaction_count": number | null,"total_spend": number | null,"provider_cost": number | null,"uncosted": number | null,"error": string | null
                       },"sweep_result": {
@@ -524,7 +534,7 @@ export type Database = {
                       },"top_user_row": {
                         "user_id": string | null,"total_spend": number | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"transaction": {
-                        "transaction_id": string | null,"account_id": string | null,"seq": number | null,"type": string | null,"amount": number | null,"balance_after": number | null,"allowance_used": number | null,"allowance_lapsed": number | null,"cost": number | null,"carry_after": number | null,"rounding": string | null,"actor_id": string | null,"model": string | null,"resolved_model": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"reservation_id": string | null,"refers_to": string | null,"idempotency_key": string | null,"paid_amount": number | null,"paid_currency": string | null,"reference": string | null,"expires_at": string | null,"reason": string | null,"metadata": Json | null,"created_at": string | null,"error": string | null,"occurred_at": string | null,"price_error": string | null,"warnings": (string)[] | null
+                        "transaction_id": string | null,"account_id": string | null,"seq": number | null,"type": string | null,"amount": number | null,"balance_after": number | null,"allowance_used": number | null,"allowance_lapsed": number | null,"cost": number | null,"carry_after": number | null,"rounding": string | null,"actor_id": string | null,"model": string | null,"resolved_model": string | null,"usage": Json | null,"pricing_version": number | null,"plan_id": string | null,"reservation_id": string | null,"refers_to": string | null,"idempotency_key": string | null,"paid_amount": number | null,"paid_currency": string | null,"reference": string | null,"expires_at": string | null,"reason": string | null,"metadata": Json | null,"created_at": string | null,"error": string | null,"occurred_at": string | null,"price_error": string | null,"warnings": (string)[] | null,"labels": (string)[] | null
                       },"violation": {
                         "account_id": string | null,"invariant": string | null,"expected": string | null,"actual": string | null,"detail": string | null,"error": string | null
                       }
