@@ -39,7 +39,8 @@ create type ducto.balance_result as (
   available bigint,
   credit_limit bigint,
   revision bigint,
-  error text
+  error text,
+  idempotent boolean
 );
 
 create type ducto.add_credits_result as (
