@@ -328,7 +328,8 @@ class AccountAnswer(Answer):
 
 class BalanceResult(AccountAnswer):
     """An account's credits. `available` is the largest hold admitted now, caps apart, `credit_limit` how far below zero
-    the account may go; of a past moment `reserved` and `available` are None. Only a merge can be `idempotent`.
+    the account may go; of a past moment `reserved` and `available` are None. Only a merge tells whether
+    it is `idempotent`.
     """
 
     user_id: str
@@ -337,7 +338,7 @@ class BalanceResult(AccountAnswer):
     reserved: int | None = None
     available: int | None = None
     credit_limit: int = 0
-    idempotent: bool = False
+    idempotent: bool | None = None
 
 
 class AddCreditsResult(AccountAnswer):

@@ -258,7 +258,7 @@ begin
   return row(p_account.account_id, p_account.balance, p_account.lifetime_purchased, p_account.held,
     least(9223372036854775807,
       greatest(0, v_left::numeric - p_account.held + greatest(0, p_account.balance::numeric - v_floor)))::bigint,
-    p_account.credit_limit, p_account.revision, null, false)::ducto.balance_result;
+    p_account.credit_limit, p_account.revision, null, null)::ducto.balance_result;
 end
 $$;
 
@@ -272,7 +272,7 @@ declare
 begin
   perform ducto_private.check_text(p_user_id, 'p_user_id');
   if v_account.account_id is null then
-    return row(p_user_id, 0, 0, case when p_at is null then 0 end, case when p_at is null then 0 end, 0, 0, null, false)
+    return row(p_user_id, 0, 0, case when p_at is null then 0 end, case when p_at is null then 0 end, 0, 0, null, null)
       ::ducto.balance_result;
   end if;
   v_answer := ducto_private.balance_answer(v_account);

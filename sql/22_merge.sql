@@ -102,6 +102,7 @@ declare
 begin
   v_answer.user_id := null;
   v_answer.error := p_error;
+  v_answer.idempotent := false;
   return v_answer;
 end
 $$;
@@ -261,6 +262,7 @@ begin
   insert into ducto_private.merges (account_id, seq, into_id, into_seq, carry, purchased, reserved, available, credit_limit)
   values (p_from, v_from.seq + 1, p_into, v_into.seq, v_from.carry, v_from.lifetime_purchased, v_answer.reserved,
     v_answer.available, v_answer.credit_limit);
+  v_answer.idempotent := false;
   return v_answer;
 end
 $$;

@@ -444,8 +444,8 @@ class Calls:
         """Give credits, opening the account if need be.
 
         `type` is purchase, subscription, signup_bonus, promotion or adjustment; only a purchase adds to
-        `lifetime_purchased`. `paid_amount`, `paid_currency` and `reference` are the caller's notes. With `keep_lot` it is
-        known what is left of credits that do not expire, too.
+        `lifetime_purchased`. `paid_amount`, `paid_currency` and `reference` are the caller's notes. With `keep_lot` it
+        is known what is left of credits that do not expire, too.
         """
 
     @rpc
@@ -463,8 +463,8 @@ class Calls:
     ) -> AddCreditsResult:
         """Take credits back: a grant mistyped, a payment refunded or disputed. May leave a debt; is not spend.
 
-        With the grant's `transaction_id` never more than what is left of it; with `unspent_only` only what its lot still
-        has and no hold claims, all of that where `amount` is None. `refund_credits` undoes it.
+        With the grant's `transaction_id` never more than what is left of it; with `unspent_only` only what its lot
+        still has and no hold claims, all of that where `amount` is None. `refund_credits` undoes it.
         """
 
     @rpc

@@ -84,7 +84,7 @@ TopUserRow: user_id str = ""; total_spend int = 0
 ADDED = """
 AddCreditsResult: idempotent bool = False; revision int = 0; error str | None = None
 BalanceResult: reserved int | None = None; available int | None = None; credit_limit int = 0
-BalanceResult: revision int = 0; error str | None = None; idempotent bool = False
+BalanceResult: revision int = 0; error str | None = None; idempotent bool | None = None
 CreateTeamResult: idempotent bool = False
 DeductionResult: cost Decimal = Decimal(0); allowance_used int = 0; shortfall int = 0; warnings list[str] = []
 DeductionResult: revision int = 0
@@ -184,7 +184,7 @@ def test_refusal_raises_its_own_type(code: str) -> None:
 
 
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
-    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 26
+    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 27
     for code in ("22023", "DU003", "DU004", "DU005"):
         kind = errors.kind_of(code)
         assert kind

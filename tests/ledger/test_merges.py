@@ -69,7 +69,7 @@ def holds(*balances: int) -> Check:
 # fmt: off
 @table(
     ("all moves", [guest, user], merge,
-     gives(user_id="user", balance=150, lifetime_purchased=0, reserved=0, idempotent=False, revision=2)),
+     gives(user_id="user", balance=150, lifetime_purchased=0, reserved=0, available=150, idempotent=False, revision=2)),
     ("nothing stays", [guest, user], merge, holds(0, 150)),
     ("purchases count there for life", [ask.add_credits("guest", 9, "purchase"), ask.add_credits("user", 5, "purchase"),
      merge], ask.get_balance("user"), reads(balance=14, lifetime_purchased=14)),
