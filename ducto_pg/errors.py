@@ -215,7 +215,7 @@ class TransactionNotFoundError(RefusedError):
 
 
 class NotRefundableError(RefusedError):
-    """Only a charge that took something can be refunded."""
+    """Only a charge that took something, or a removal, can be refunded."""
 
 
 class AlreadyRefundedError(RefusedError):
@@ -256,6 +256,10 @@ class HoldExceededError(RefusedError):
 
 class MemberCapExceededError(RefusedError):
     """The member's spend cap has no room for the amount."""
+
+
+class HasOpenHoldsError(RefusedError):
+    """An account with open holds cannot be merged: settle or release them first."""
 
 
 class IdempotencyConflictError(RefusedError):

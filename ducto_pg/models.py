@@ -83,6 +83,8 @@ def _factor(value: Any) -> Decimal:
 
 Credits = Annotated[int, Field(ge=0, le=MAX_BIGINT), BeforeValidator(_credits)]
 """Whole credits: an int, or a Decimal without a fraction."""
+Days = Annotated[int, Field(ge=1, le=36500), BeforeValidator(_count)]
+"""Whole days of 24 hours."""
 Count = Annotated[int, BeforeValidator(_count)]
 """How often something happened: whole, 0 <= n < 10^15."""
 Quantity = Annotated[Decimal, BeforeValidator(lambda value: Decimal(_number(value)))]
@@ -239,6 +241,7 @@ class PricingConfigData(BaseModel):
     metrics: dict[str, Quantity] = Field(default_factory=dict)
     default_plan: str | None = None
     signup_bonus: Credits = 0
+    signup_bonus_days: Days | None = None
     low_balance: Credits | None = None
     timezone: str = "UTC"
     overrun: Literal["debt", "reject", "bounded"] = "debt"
@@ -324,7 +327,8 @@ class AccountAnswer(Answer):
 
 class BalanceResult(AccountAnswer):
     """An account's credits. `available` is the largest hold admitted now, caps apart, `credit_limit` how far below zero
-    the account may go; of a past moment `reserved` and `available` are None.
+    the account may go; of a past moment `reserved` and `available` are None. Only a merge tells whether
+    it is `idempotent`.
     """
 
     user_id: str
@@ -333,6 +337,7 @@ class BalanceResult(AccountAnswer):
     reserved: int | None = None
     available: int | None = None
     credit_limit: int = 0
+    idempotent: bool | None = None
 
 
 class AddCreditsResult(AccountAnswer):

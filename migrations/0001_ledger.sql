@@ -83,6 +83,7 @@ create table ducto_private.terms (
   default_plan text collate "C",
   plan_name text,
   features jsonb not null,
+  signup_bonus_days integer,
   primary key (plan_id, version)
 );
 create index terms_version on ducto_private.terms (version);
@@ -93,6 +94,7 @@ comment on column ducto_private.terms.factor is 'Credits for one unit of what th
 comment on column ducto_private.terms.anchored is 'Whether periods begin at the account''s anchor; else they are the calendar''s.';
 comment on column ducto_private.terms.metrics is 'The usage fields that the config adds to known_fields().';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
+comment on column ducto_private.terms.signup_bonus_days is 'After how many days of 24 hours the bonus expires; null for never.';
 comment on column ducto_private.terms.misfits is 'Finds a usage in which a part is above its whole.';
 comment on column ducto_private.terms.overrides is 'The section of the plan''s own prices in own_version; null where it has none.';
 
@@ -235,7 +237,7 @@ create table ducto_private.transaction_details (
   occurred_at timestamptz,
   rounding text,
   price_error text,
-  paid_amount numeric check (paid_amount >= 0),
+  paid_amount numeric,
   paid_currency text,
   reference text,
   reason text,
@@ -248,12 +250,15 @@ create index transaction_details_occurred_at on ducto_private.transaction_detail
 create index transaction_details_price_error on ducto_private.transaction_details (account_id, seq) where price_error is not null;
 create index transaction_details_lifetime on ducto_private.transaction_details (account_id, seq) where lifetime_purchased is not null;
 
+comment on column ducto_private.transaction_details.paid_amount is 'Of a removal the money given back, negative.';
+comment on column ducto_private.transaction_details.expires_at is
+  'Of a grant, when its lot expires: infinity where it only keeps one. Of an expiry, that of the lot.';
 comment on column ducto_private.transaction_details.occurred_at is
   'Of an expiry: when the credits were due, or when the hold ended for which they had been kept.';
 comment on column ducto_private.transaction_details.bounded_cost is
   'What a bounded hold let its last settlement charge of the cost; null where that is the cost.';
 comment on column ducto_private.transaction_details.lifetime_purchased is
-  'The account''s lifetime_purchased after this row; null in refunds and expiries, which do not answer it.';
+  'The account''s lifetime_purchased after this row; null in expiries and in refunds of charges, which do not answer it.';
 
 create view ducto_private.ledger as
 select t.transaction_id, t.seq, t.amount, t.balance_after, t.allowance_used, t.revision, t.created_at, t.fingerprint,
@@ -327,17 +332,23 @@ create table ducto_private.credit_lots (
   lot_id uuid not null,
   account_id text collate "C" not null,
   transaction_id uuid not null,
-  amount bigint not null check (amount > 0),
-  remainder bigint not null check (remainder between 0 and amount),
+  amount bigint not null check (amount >= 0),
+  remainder bigint not null check (remainder >= 0),
   expires_at timestamptz not null,
   created_at timestamptz not null,
   seq bigint not null,
-  primary key (lot_id, account_id)
+  grant_id uuid not null,
+  primary key (lot_id, account_id),
+  unique (account_id, grant_id)
 ) with (fillfactor = 80);
-create index credit_lots_account on ducto_private.credit_lots (account_id, expires_at, seq) where remainder > 0;
+create index credit_lots_account on ducto_private.credit_lots (account_id, expires_at, seq, lot_id) where remainder > 0;
 create index credit_lots_due on ducto_private.credit_lots (expires_at) where remainder > 0;
-create index credit_lots_transaction on ducto_private.credit_lots (transaction_id, account_id);
+comment on column ducto_private.credit_lots.expires_at is 'infinity for a lot that is only kept, which no answer tells.';
+comment on column ducto_private.credit_lots.transaction_id is 'The row of this account that gave amount, seq its number.';
+comment on column ducto_private.credit_lots.grant_id is
+  'The row that first gave its credits: transaction_id, or where a merge brought them here, a row of an account before.';
 
+-- transaction_id is the grant's.
 create type ducto_private.due_lot as (
   lot_id uuid,
   transaction_id uuid,
@@ -365,6 +376,23 @@ comment on column ducto_private.lot_entries.elsewhere is
 comment on column ducto_private.lot_entries.renewed is
   'The part of elsewhere that went into the refund''s own new lot, because this one was due.';
 create index lot_entries_lot on ducto_private.lot_entries (lot_id, account_id);
+
+-- Each row of the ledger moves with the first merge of its account that comes after it: see ducto_private.homes().
+create table ducto_private.merges (
+  account_id text collate "C" not null,
+  seq bigint not null,
+  into_id text collate "C" not null,
+  into_seq bigint not null,
+  carry numeric not null,
+  purchased bigint not null,
+  reserved bigint not null,
+  available bigint not null,
+  credit_limit bigint not null,
+  primary key (account_id, seq)
+);
+create index merges_into on ducto_private.merges (into_id, into_seq);
+comment on table ducto_private.merges is
+  'Merges: of account_id into into_id, by row seq of the one and row into_seq of the other. With what they moved beside the balance and the lots, and what the ledger does not keep of the answer.';
 
 create table ducto_private.spend_caps (
   account_id text collate "C" not null,

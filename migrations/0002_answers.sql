@@ -40,7 +40,8 @@ create type ducto.balance_result as (
   available bigint,
   credit_limit bigint,
   revision bigint,
-  error text
+  error text,
+  idempotent boolean
 );
 
 create type ducto.add_credits_result as (
@@ -423,6 +424,7 @@ comment on column ducto.balance_result.reserved is 'what active holds claim';
 comment on column ducto.balance_result.available is
   'the largest hold admitted now, as far as the balance goes: caps may admit less';
 comment on column ducto.balance_result.credit_limit is 'how far below zero the account may go';
+comment on column ducto.balance_result.idempotent is 'of a merge: whether this is the first answer again; else null';
 comment on type ducto.add_credits_result is 'Credits added or, with a negative amount, taken back.';
 comment on column ducto.add_credits_result.amount is 'added; negative: taken back';
 comment on type ducto.reserve_result is 'A hold as the call leaves it.';

@@ -734,13 +734,13 @@ begin
   ), shared as (
     select t.version, t.min_balance, t.low_balance, t.signup_bonus, t.rounding, t.overrun, t.timezone, t.factor, t.metrics,
       t.covers, t.match, t.aliases, t.unpriced, t.cached,
-      t.default_plan
+      t.default_plan, t.signup_bonus_days
     from ducto_private.terms as t
     where t.plan_id = '' and t.version < p_version
     union all
     select p_version, g.min_balance, g.low_balance, g.signup_bonus, g.rounding, g.overrun, g.timezone, g.factor, g.metrics,
       g.covers, g.match, g.aliases, g.unpriced, g.cached,
-      g.default_plan
+      g.default_plan, g.signup_bonus_days
     from given as g
     where g.plan_id = ''
   ), plans as (
@@ -762,11 +762,11 @@ begin
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, period, anchored, rollover,
     features, plan_factor, overrides,
     min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, metrics, covers, match, aliases,
-    unpriced, cached, misfits, default_plan)
+    unpriced, cached, misfits, default_plan, signup_bonus_days)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.period, p.anchored, p.rollover, p.features,
     p.plan_factor, p.overrides,
     l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.metrics,
-    l.covers, l.match, l.aliases, l.unpriced, l.cached, ducto_private.misfits(l.cached), l.default_plan
+    l.covers, l.match, l.aliases, l.unpriced, l.cached, ducto_private.misfits(l.cached), l.default_plan, l.signup_bonus_days
   from plans as p
   join shared as l on l.version = p.version;
 end

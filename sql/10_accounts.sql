@@ -29,7 +29,8 @@ begin
 end
 $$;
 
--- Writes a row into the ledger, other than a charge's, and the account with it. Returns the row's id.
+-- Writes a row into the ledger, other than a charge's, and the account with it. Returns the row's id. p_purchased is added to
+-- lifetime_purchased; it is null where the row shall not answer that. p_carry is the account's new carry, where that changes.
 create or replace function ducto_private.post(
   p_account_id text,
   p_now timestamptz,
@@ -52,7 +53,8 @@ create or replace function ducto_private.post(
   p_paid_currency text default null,
   p_reference text default null,
   p_reason text default null,
-  p_labels text[] default null)
+  p_labels text[] default null,
+  p_carry numeric default null)
 returns uuid
 language plpgsql volatile
 as $$
@@ -62,8 +64,9 @@ declare
 begin
   update ducto_private.accounts as a
   set balance = a.balance + p_amount,
-    lifetime_purchased = a.lifetime_purchased + p_purchased,
+    lifetime_purchased = a.lifetime_purchased + coalesce(p_purchased, 0),
     allowance_used = a.allowance_used - p_allowance_restored,
+    carry = coalesce(p_carry, a.carry),
     seq = a.seq + 1,
     revision = a.revision + 1,
     changed_at = p_now
@@ -79,9 +82,10 @@ begin
   insert into ducto_private.transaction_details (transaction_id, account_id, seq, refers_to, allowance_lapsed, shortfall,
     lifetime_purchased, expires_at, occurred_at, paid_amount, paid_currency, reference, reason)
   values (v_id, p_account_id, v_account.seq, p_refers_to, p_allowance_lapsed, 0,
-    case when p_type not in ('refund', 'expiry') then v_account.lifetime_purchased end, p_expires_at, p_occurred_at, p_paid_amount,
+    case when p_purchased is not null then v_account.lifetime_purchased end, p_expires_at, p_occurred_at, p_paid_amount,
     p_paid_currency, p_reference, p_reason);
-  if p_amount < 0 then
+  -- An adjustment below zero is one of a merge, which takes nothing from anybody.
+  if p_amount < 0 and p_type <> 'adjustment' then
     perform ducto_private.emit_balance_events(p_account_id, v_account.balance - p_amount, v_account.balance, (
       select t.low_balance
       from ducto_private.terms as t
@@ -105,11 +109,14 @@ $$;
 -- An account as it would open at p_now by these terms, on their default plan and with their bonus.
 create or replace function ducto_private.new_account(p_account_id text, p_kind text, p_now timestamptz, p_terms ducto_private.terms)
 returns ducto_private.accounts
-language plpgsql immutable
+language plpgsql stable
 as $$
+declare
+  v_expires_at constant timestamptz := case when p_terms.signup_bonus > 0
+    then p_now + make_interval(hours => 24 * p_terms.signup_bonus_days) end;
 begin
-  return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, null, 0, 0, 0, p_account_id,
-    p_kind, 0, p_terms.default_plan, 0, null, null, null)::ducto_private.accounts;
+  return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, v_expires_at, 0,
+    (v_expires_at is not null)::integer, 0, p_account_id, p_kind, 0, p_terms.default_plan, 0, null, null, null)::ducto_private.accounts;
 end
 $$;
 
@@ -117,6 +124,8 @@ $$;
 create or replace function ducto_private.open_account(p_account ducto_private.accounts, p_version integer) returns boolean
 language plpgsql volatile
 as $$
+declare
+  v_id uuid;
 begin
   insert into ducto_private.accounts (balance, held, credit_limit, lifetime_purchased, seq, revision, allowance_used, opened_at,
     changed_at, holds, lots, caps, account_id, kind, carry, plan_id, rolled)
@@ -129,8 +138,11 @@ begin
   perform ducto_private.emit(p_account.account_id, 'account_opened',
     jsonb_build_object('kind', p_account.kind, 'plan_id', p_account.plan_id, 'balance', p_account.balance), p_account.opened_at);
   if p_account.balance > 0 and p_account.kind = 'user' then
-    perform ducto_private.post(p_account.account_id, p_account.opened_at, 'signup_bonus', p_account.balance,
-      p_pricing_version => p_version);
+    v_id := ducto_private.post(p_account.account_id, p_account.opened_at, 'signup_bonus', p_account.balance,
+      p_pricing_version => p_version, p_expires_at => p_account.lots_due_at);
+    if p_account.lots > 0 then
+      perform ducto_private.open_lot(p_account.account_id, p_account.opened_at, v_id, p_account.balance, p_account.lots_due_at);
+    end if;
   end if;
   return true;
 end
@@ -458,7 +470,7 @@ declare
   v_steps constant ducto_private.due_lot[] := array(
     select s
     from ducto_private.expiry_steps(p_account_id, p_now) as s
-    order by s.due_at, s.expires_at, s.seq);
+    order by s.due_at, s.expires_at, s.seq, s.lot_id);
   v_step ducto_private.due_lot;
   v_id uuid;
   v_account ducto_private.accounts;
@@ -477,8 +489,8 @@ begin
   set status = 'expired', ended_at = h.expires_at
   where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now;
   foreach v_step in array v_steps loop
-    v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_refers_to => v_step.transaction_id,
-      p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
+    v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_purchased => null,
+      p_refers_to => v_step.transaction_id, p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
     perform ducto_private.take_lots(p_account_id, v_id, v_step.expired, '-infinity', p_now, v_step.lot_id);
     perform ducto_private.emit(p_account_id, 'lot_expired', jsonb_build_object('lot_id', v_step.lot_id,
       'transaction_id', v_step.transaction_id, 'amount', v_step.expired, 'expires_at', v_step.expires_at), p_now);

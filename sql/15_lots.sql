@@ -1,4 +1,5 @@
--- Lots: credits that expire. Credits without expiry are the balance less what is in lots.
+-- Lots: credits that expire, and those of grants that keep a lot (expires_at infinity), so that it is known what is left of
+-- them. All other credits are the balance less what is in lots.
 --
 -- A lot is due from its expires_at on. What active holds taken before then hold is kept for them; the rest has expired, and
 -- no read counts it, whether or not it was recorded. The next call that changes the account records it, and so does the sweep.
@@ -11,12 +12,12 @@ language plpgsql stable
 as $$
 begin
   return query
-  select x.lot_id, x.transaction_id, x.expires_at, x.seq, x.remainder,
-    (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq))::bigint, p_now
+  select x.lot_id, x.grant_id, x.expires_at, x.seq, x.remainder,
+    (x.expired - lag(x.expired, 1, 0::numeric) over (order by x.expires_at, x.seq, x.lot_id))::bigint, p_now
   from (
-    select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq)) as expired
+    select d.*, greatest(0, max(d.unheld) over (order by d.expires_at, d.seq, d.lot_id)) as expired
     from (
-      select l.*, sum(l.remainder) over (order by l.expires_at, l.seq) - coalesce((
+      select l.*, sum(l.remainder) over (order by l.expires_at, l.seq, l.lot_id) - coalesce((
         select sum(h.held)
         from ducto_private.holds as h
         where h.account_id = p_account_id and h.status = 'active' and h.expires_at > p_now and h.created_at < l.expires_at), 0)
@@ -89,7 +90,7 @@ begin
     select o.lot_id, least(o.remainder, p_amount - o.before)::bigint as amount
     from (
       select l.lot_id, l.remainder,
-        sum(l.remainder) over (order by l.lot_id is distinct from p_first, l.expires_at, l.seq) - l.remainder as before
+        sum(l.remainder) over (order by l.lot_id is distinct from p_first, l.expires_at, l.seq, l.lot_id) - l.remainder as before
       from ducto_private.credit_lots as l
       where l.account_id = p_account_id and l.remainder > 0 and l.expires_at > p_after and l.expires_at <= p_until
     ) as o
@@ -157,8 +158,9 @@ language plpgsql volatile
 as $$
 begin
   if p_amount > 0 then
-    insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq)
-    select ducto_private.new_id(), p_account_id, p_id, p_amount, p_amount, p_expires_at, p_now, t.seq
+    insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq,
+      grant_id)
+    select ducto_private.new_id(), p_account_id, p_id, p_amount, p_amount, p_expires_at, p_now, t.seq, p_id
     from ducto_private.transactions as t
     where t.transaction_id = p_id and t.account_id = p_account_id;
     perform ducto_private.count_lots(p_account_id, p_now);
@@ -166,56 +168,90 @@ begin
 end
 $$;
 
--- Gives a refund's credits back to the lots from which its charge took them, the last lot first. p_upto is what all refunds of
--- the charge together give back to lots, p_left the most that this one may. Credits of lots that are due by now become a new
--- lot of 720 hours.
+-- What was taken back of a grant, or has expired of it, in the accounts in which it has lived: a negative number. Removals
+-- that were refunded are none.
+create or replace function ducto_private.gone_of_grant(p_accounts text[], p_grant_id uuid) returns numeric
+language plpgsql stable
+as $$
+begin
+  return (
+    select coalesce(sum(t.amount), 0) + coalesce(sum((
+      select sum(r.amount)
+      from ducto_private.transaction_details as e
+      join ducto_private.transactions as r on r.transaction_id = e.transaction_id and r.account_id = e.account_id
+      where e.account_id = any (p_accounts) and e.refers_to = t.transaction_id and r.type = 'refund')), 0)
+    from ducto_private.transaction_details as d
+    join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
+    where d.account_id = any (p_accounts) and d.refers_to = p_grant_id and t.type in ('removal', 'expiry'));
+end
+$$;
+
+-- Gives a refund's credits back to the lots from which its charge (or removal) p_origin took them, the last one first.
+-- p_accounts are those in which the origin has lived, the last one is the refund's. p_upto is what all refunds of the origin
+-- together give back to lots, p_left the most that this one may. Credits of lots that are due by now become a new lot of 720
+-- hours, but those of a removal return to their lot, which has expired.
 create or replace function ducto_private.restore_lots(
-  p_account_id text, p_now timestamptz, p_id uuid, p_charge_id uuid, p_upto bigint, p_left numeric)
+  p_accounts text[], p_now timestamptz, p_id uuid, p_origin ducto_private.ledger, p_upto bigint, p_left numeric)
 returns void
 language plpgsql volatile
 as $$
 declare
+  v_account_id constant text := p_accounts[cardinality(p_accounts)];
   v_before numeric := (
     select coalesce(sum(e.amount + e.elsewhere), 0)
     from ducto_private.transaction_details as d
     join ducto_private.lot_entries as e on e.transaction_id = d.transaction_id and e.account_id = d.account_id
-    where d.account_id = p_account_id and d.refers_to = p_charge_id);
+    where d.account_id = any (p_accounts) and d.refers_to = p_origin.transaction_id);
   v_upto numeric := least(p_upto, v_before + p_left);
   v_due bigint;
 begin
-  with taken as (
-    select l.lot_id, l.expires_at, l.remainder, t.transaction_id as grant_id, t.amount as granted, -e.amount as amount,
-      sum(-e.amount) over (order by l.expires_at desc, l.seq desc) as upto
+  -- A merge does not bring lots of which nothing was left.
+  if cardinality(p_accounts) > 1 then
+    insert into ducto_private.credit_lots (lot_id, account_id, transaction_id, amount, remainder, expires_at, created_at, seq,
+      grant_id)
+    select ducto_private.new_id(), v_account_id, p_id, 0, 0, l.expires_at, p_now, t.seq, l.grant_id
     from ducto_private.lot_entries as e
     join ducto_private.credit_lots as l on l.lot_id = e.lot_id and l.account_id = e.account_id
-    join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
-    where e.transaction_id = p_charge_id and e.account_id = p_account_id
+    join ducto_private.transactions as t on t.transaction_id = p_id and t.account_id = v_account_id
+    where e.transaction_id = p_origin.transaction_id and e.account_id = p_origin.account_id
+    on conflict (account_id, grant_id) do nothing;
+  end if;
+  with taken as (
+    select l.lot_id, l.expires_at, l.remainder, l.grant_id, -e.amount as amount,
+      l.expires_at > p_now or p_origin.type = 'removal' as open,
+      sum(-e.amount) over (order by p_origin.type = 'removal' and l.grant_id = p_origin.refers_to, o.expires_at desc, o.seq desc,
+        o.lot_id desc) as upto
+    from ducto_private.lot_entries as e
+    join ducto_private.credit_lots as o on o.lot_id = e.lot_id and o.account_id = e.account_id
+    join ducto_private.credit_lots as l on l.grant_id = o.grant_id and l.account_id = v_account_id
+    where e.transaction_id = p_origin.transaction_id and e.account_id = p_origin.account_id
   ), given as (
     -- A removal of the lot's grant took other credits, where this lot had none left. So much of the refund replaces those, as
     -- credits that do not expire.
-    select t.lot_id, t.expires_at > p_now as open, p.part, greatest(0, least(p.part, a.room))::bigint as amount
+    select t.lot_id, t.open, p.part, greatest(0, least(p.part, a.room))::bigint as amount
     from taken as t
     cross join lateral (
       select (least(t.upto, v_upto) - greatest(t.upto - t.amount, v_before))::bigint as part
     ) as p
     cross join lateral (
-      select t.granted - t.remainder + coalesce(sum(g.amount), 0) - (
+      select g.amount - t.remainder + ducto_private.gone_of_grant(h.homes, t.grant_id) - (
         select coalesce(sum(e.renewed), 0)
-        from ducto_private.lot_entries as e
-        where e.lot_id = t.lot_id and e.account_id = p_account_id) as room
-      from ducto_private.transaction_details as d
-      join ducto_private.transactions as g on g.transaction_id = d.transaction_id and g.account_id = d.account_id
-      where d.account_id = p_account_id and d.refers_to = t.grant_id and g.type in ('removal', 'expiry')
+        from ducto_private.credit_lots as o
+        join ducto_private.lot_entries as e on e.lot_id = o.lot_id and e.account_id = o.account_id
+        where o.account_id = any (h.homes) and o.grant_id = t.grant_id) as room
+      from ducto_private.transactions as g
+      cross join lateral (select ducto_private.homes(g.account_id, g.seq)) as h (homes)
+      where g.transaction_id = t.grant_id
     ) as a
     where p.part > 0
   ), changed as (
     update ducto_private.credit_lots as l
     set remainder = l.remainder + g.amount
     from given as g
-    where g.open and l.lot_id = g.lot_id and l.account_id = p_account_id
+    where g.open and l.lot_id = g.lot_id and l.account_id = v_account_id
   ), entered as (
     insert into ducto_private.lot_entries (transaction_id, lot_id, account_id, amount, elsewhere, renewed)
-    select p_id, g.lot_id, p_account_id, case when g.open then g.amount else 0 end,
+    select p_id, g.lot_id, v_account_id, case when g.open then g.amount else 0 end,
       case when g.open then g.part - g.amount else g.part end, case when g.open then 0 else g.amount end
     from given as g
   )
@@ -223,8 +259,8 @@ begin
   into v_due
   from given as g
   where not g.open;
-  perform ducto_private.count_lots(p_account_id, p_now);
-  perform ducto_private.open_lot(p_account_id, p_now, p_id, v_due, p_now + interval '720 hours');
+  perform ducto_private.count_lots(v_account_id, p_now);
+  perform ducto_private.open_lot(v_account_id, p_now, p_id, v_due, p_now + interval '720 hours');
 end
 $$;
 

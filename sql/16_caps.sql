@@ -44,7 +44,7 @@ begin
 end
 $$;
 
--- What was debited in the window that begins on p_first, net of refunds of its charges. Only within three hours of the window's
+-- What was debited in the window that begins on p_first, net of refunds of its charges (not of removals). Only within three hours of the window's
 -- ends can a clock that is put back make the local date ambiguous, so only there each row's date is asked.
 create or replace function ducto_private.window_spent(
   p_account_id text, p_period text, p_first date, p_zone text, p_subject text, p_member_id text) returns numeric
@@ -68,7 +68,7 @@ begin
           select c.created_at
           from ducto_private.transaction_details as d
           join ducto_private.transactions as c on c.transaction_id = d.refers_to and c.account_id = d.account_id
-          where d.transaction_id = t.transaction_id and d.account_id = t.account_id) end, p_zone) = p_first));
+          where d.transaction_id = t.transaction_id and d.account_id = t.account_id and c.type = 'usage') end, p_zone) = p_first));
 end
 $$;
 

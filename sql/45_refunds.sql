@@ -1,4 +1,4 @@
--- Refunds: a charge undone, in full or in part.
+-- Refunds: a charge or a removal undone, in full or in part.
 
 create or replace function ducto_private.refund_refusal(p_error text, p_account ducto_private.accounts) returns ducto.refund_result
 language plpgsql immutable
@@ -42,6 +42,9 @@ declare
   v_refunded numeric;
   v_to_balance bigint;
   v_to_allowance bigint;
+  v_homes text[];
+  v_is_removal boolean;
+  v_purchased bigint;
   v_restored bigint := 0;
   v_from_lots bigint;
   v_given bigint;
@@ -51,12 +54,18 @@ begin
   perform ducto_private.check_metadata(p_metadata);
   perform ducto_private.check_key(p_idempotency_key);
   v_fingerprint := jsonb_hash_extended(jsonb_build_array('refund_credits', lower(p_transaction_id), p_amount), 0);
-  v_charge := ducto_private.find_transaction(p_transaction_id, p_user_id);
-  v_account := ducto_private.lock_account(coalesce(v_charge.account_id, p_user_id));
+  v_charge := ducto_private.find_moved(p_transaction_id, p_user_id);
+  if v_charge.transaction_id is null then
+    v_account := ducto_private.lock_account(p_user_id);
+    v_homes := array[p_user_id];
+  else
+    v_account := ducto_private.lock_home(v_charge.account_id, v_charge.seq);
+    v_homes := ducto_private.homes(v_charge.account_id, v_charge.seq);
+  end if;
   v_now := greatest(clock_timestamp(), v_account.changed_at);
   v_due := ducto_private.is_due(v_account, v_now);
   v_account := ducto_private.without_expired(v_account, v_now);
-  v_row := ducto_private.find_by_key(v_account.account_id, p_idempotency_key);
+  v_row := ducto_private.find_key_in(v_homes, p_idempotency_key);
   if v_row.transaction_id is not null then
     if v_row.fingerprint is distinct from v_fingerprint then
       return ducto_private.refund_refusal('idempotency_conflict', v_account);
@@ -67,21 +76,23 @@ begin
     return ducto_private.refund_refusal('transaction_not_found', v_account);
   end if;
   v_charged := v_charge.allowance_used::numeric - v_charge.amount;
-  if v_charge.type <> 'usage' or v_charged = 0 then
+  v_is_removal := v_charge.type = 'removal';
+  if v_charge.type not in ('usage', 'removal') or v_charged = 0 then
     return ducto_private.refund_refusal('not_refundable', v_account);
   end if;
   select coalesce(sum(t.amount - t.allowance_used::numeric + d.allowance_lapsed), 0), coalesce(sum(t.amount), 0)
   into v_refunded, v_given
   from ducto_private.transaction_details as d
   join ducto_private.transactions as t on t.transaction_id = d.transaction_id and t.account_id = d.account_id
-  where d.account_id = v_account.account_id and d.refers_to = v_charge.transaction_id and t.type = 'refund';
+  where d.account_id = any (v_homes) and d.refers_to = v_charge.transaction_id and t.type = 'refund';
   if v_refunded >= v_charged then
     return ducto_private.refund_refusal('already_refunded', v_account);
   elsif p_amount > v_charged - v_refunded then
     return ducto_private.refund_refusal('refund_exceeds_original', v_account);
   end if;
 
-  -- A charge took allowance first, so the balance gets its part back first. Allowance of a period that is over lapses.
+  -- A charge took allowance first, so the balance gets its part back first. Allowance of a period that is over lapses, as that
+  -- of another account does.
   v_to_allowance := coalesce(p_amount, v_charged - v_refunded);
   v_to_balance := least(v_to_allowance, -v_charge.amount - v_given);
   v_to_allowance := v_to_allowance - v_to_balance;
@@ -89,10 +100,12 @@ begin
   if v_due then
     perform ducto_private.write_expiry(v_account.account_id, v_now);
   end if;
-  if v_to_allowance > 0 and v_charge.created_at >= v_account.allowance_start and v_now < v_account.allowance_end then
+  if v_to_allowance > 0 and v_charge.account_id = v_account.account_id and v_charge.created_at >= v_account.allowance_start and v_now < v_account.allowance_end then
     v_restored := least(v_to_allowance, v_account.allowance_used);
   end if;
-  if (v_account.caps > 0 or v_charge.member_id is not null) and v_to_balance > 0 then
+  if (v_account.caps > 0 or v_charge.member_id is not null) and v_to_balance > 0 and not v_is_removal
+    and v_charge.account_id = v_account.account_id
+  then
     v_zone := ducto_private.ledger_zone();
     -- Caps give back what was charged in their present window.
     update ducto_private.spend_caps as s
@@ -109,8 +122,12 @@ begin
       perform ducto_private.debit_member(v_member, v_now, v_zone, -v_to_balance, v_charge.created_at);
     end if;
   end if;
+  if v_is_removal then
+    v_purchased := case (ducto_private.find_transaction(v_charge.refers_to::text, null)).type when 'purchase' then v_to_balance else 0 end;
+    perform ducto_private.check_range(v_account.lifetime_purchased::numeric + v_purchased, 'lifetime_purchased', v_account.account_id);
+  end if;
   v_id := ducto_private.post(v_account.account_id, v_now, 'refund', v_to_balance, p_idempotency_key, v_fingerprint, p_metadata,
-    p_model => v_charge.model, p_resolved_model => v_charge.resolved_model, p_refers_to => v_charge.transaction_id,
+    p_purchased => v_purchased, p_model => v_charge.model, p_resolved_model => v_charge.resolved_model, p_refers_to => v_charge.transaction_id,
     p_member_id => v_charge.member_id, p_allowance_restored => v_restored, p_allowance_lapsed => v_to_allowance - v_restored,
     p_reason => p_reason, p_labels => v_charge.labels);
 
@@ -118,11 +135,14 @@ begin
   v_from_lots := (
     select coalesce(-sum(e.amount), 0)
     from ducto_private.lot_entries as e
-    where e.transaction_id = v_charge.transaction_id and e.account_id = v_account.account_id);
+    where e.transaction_id = v_charge.transaction_id and e.account_id = v_charge.account_id);
   if v_from_lots > 0 then
-    perform ducto_private.restore_lots(v_account.account_id, v_now, v_id, v_charge.transaction_id,
+    perform ducto_private.restore_lots(v_homes, v_now, v_id, v_charge,
       v_given + v_to_balance + v_charge.amount + v_from_lots,
       v_to_balance - greatest(0, ducto_private.kept_for_holds(v_account.account_id, v_now) - v_account.balance::numeric));
+    if v_is_removal then
+      perform ducto_private.write_expiry(v_account.account_id, v_now);
+    end if;
   end if;
   v_row := ducto_private.find_transaction(v_id::text, v_account.account_id);
   return ducto_private.refund_answer(v_row, false);
@@ -130,4 +150,5 @@ end
 $$;
 comment on function ducto.refund_credits is
   'Gives back a charge, in full (without p_amount) or in part; all refunds of a charge together never exceed it. What '
-  'the balance paid comes back first, then what the allowance paid, which lapses if its month is over.';
+  'the balance paid comes back first, then what the allowance paid, which lapses if its month is over. A removal is '
+  'given back alike, to the lots from which it was taken, as if the grant had never been touched.';

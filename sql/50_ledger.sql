@@ -20,7 +20,7 @@ begin
     p_row.allowance_used, p_row.allowance_lapsed, p_row.cost, p_row.carry_after,
     coalesce(p_row.rounding, ducto_private.rounding_of(p_row.pricing_version, p_row.type)), p_row.member_id, p_row.model,
     p_row.resolved_model, p_row.usage, p_row.pricing_version, p_row.plan_id, p_row.hold_id, p_row.refers_to,
-    p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, p_row.expires_at, p_row.reason,
+    p_row.idempotency_key, p_row.paid_amount, p_row.paid_currency, p_row.reference, nullif(p_row.expires_at, 'infinity'), p_row.reason,
     p_row.metadata, p_row.created_at, null, p_row.occurred_at, p_row.price_error,
     p_row.warnings, p_row.labels)::ducto.transaction;
 end

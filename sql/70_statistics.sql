@@ -5,9 +5,13 @@
 -- transaction may still commit comes before it, however long it takes and whatever its clock says. What was not yet
 -- counted, and days that a window cuts, are read from the ledger; and so is all of one user, whose rows are few.
 
--- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge.
+-- What each row of the ledger adds to statistics. A refund counts when it is made, for the user and model of its charge. One
+-- of a removal, which answers lifetime_purchased, counts nothing.
 create or replace view ducto_private.usage as
-select t.account_id, t.type in ('usage', 'refund') as counts, t.seq, t.created_at, coalesce(t.member_id, t.account_id) as user_id,
+select t.account_id, t.type = 'usage' or t.type = 'refund' and (
+    select d.lifetime_purchased
+    from ducto_private.transaction_details as d
+    where d.transaction_id = t.transaction_id and d.account_id = t.account_id) is null as counts, t.seq, t.created_at, coalesce(t.member_id, t.account_id) as user_id,
   coalesce(t.resolved_model, t.model, '') collate "C" as model,
   case t.type when 'usage' then -t.amount else 0 end as spend,
   case t.type when 'usage' then 1 else 0 end as charges,

@@ -42,6 +42,25 @@ begin
     left join ducto_private.terms as v on v.version = t.pricing_version and v.plan_id = ''
     where p_account_id is null or t.account_id = p_account_id
     window w as (partition by t.account_id order by t.seq)
+  ), moved as (
+    -- What each side of a merge added to its account beside the balance.
+    select m.account_id, m.seq, -m.carry as carry, -m.purchased as purchased
+    from ducto_private.merges as m
+    union all
+    select m.into_id, m.into_seq, m.carry, m.purchased
+    from ducto_private.merges as m
+  ), purchases as (
+    -- A row with what it added to lifetime_purchased: a purchase, the removal of one, or the refund of such a removal.
+    select r.*, m.carry as moved_carry, coalesce(m.purchased, case
+        when r.type = 'purchase' or (case r.type when 'removal' then g.type when 'refund' then (
+          select o.type
+          from ducto_private.transaction_details as d
+          join ducto_private.transactions as o on o.transaction_id = d.refers_to
+          where d.transaction_id = g.transaction_id and d.account_id = g.account_id and g.type = 'removal') end) = 'purchase'
+        then r.amount end, 0) as purchased
+    from rows as r
+    left join moved as m on m.account_id = r.account_id and m.seq = r.seq
+    left join ducto_private.transactions as g on r.type in ('removal', 'refund') and g.transaction_id = r.refers_to
   ), totals as (
     select r.account_id,
       sum(r.amount) as amount,
@@ -50,11 +69,8 @@ begin
       max(r.created_at) as last_at,
       max(r.revision) as revision,
       (array_agg(r.carry_after order by r.seq desc))[1] as carry,
-      coalesce(sum(r.amount) filter (where r.type = 'purchase'), 0) + coalesce(sum(r.amount) filter (where r.type = 'removal'
-        and exists (
-          select from ducto_private.transactions as g
-          where g.transaction_id = r.refers_to and g.account_id = r.account_id and g.type = 'purchase')), 0) as purchased
-    from rows as r
+      sum(r.purchased) as purchased
+    from purchases as r
     group by r.account_id
   ), holds as (
     select h.account_id, sum(h.held) as held, count(*) as holds, min(h.expires_at) as due_at
@@ -120,6 +136,7 @@ begin
       union all select r.account_id, 'holds', count(*) from ducto_private.holds as r group by r.account_id
       union all select k.account_id, 'hold_keys', count(*) from ducto_private.hold_keys as k group by k.account_id
       union all select l.account_id, 'credit_lots', count(*) from lots as l group by l.account_id
+      union all select m.account_id, 'merges', count(*) from ducto_private.merges as m group by m.account_id
       union all select c.account_id, 'spend_caps', count(*) from ducto_private.spend_caps as c group by c.account_id
       union all select m.account_id, 'team_members', count(*) from ducto_private.team_members as m group by m.account_id
       union all select t.account_id, 'teams', 1 from ducto_private.teams as t
@@ -135,17 +152,16 @@ begin
       select from ducto_private.transaction_details as d
       where d.transaction_id = t.transaction_id and d.account_id = t.account_id)
     union all
-    select t.account_id, 'lifetime_purchased follows the rows', x.purchased::text, t.lifetime_purchased::text, t.transaction_id::text
+    select t.account_id, 'lifetime_purchased follows the rows', case when t.answers then t.so_far end::text, t.lifetime_purchased::text,
+      t.transaction_id::text
     from (
-      select r.account_id, r.transaction_id, r.lifetime_purchased,
-        sum(case when r.type = 'purchase' or r.type = 'removal' and g.type = 'purchase' then r.amount else 0 end)
-          over (partition by r.account_id order by r.seq) as purchased
-      from rows as r
-      left join ducto_private.transactions as g on g.transaction_id = r.refers_to and g.account_id = r.account_id
-      where r.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment', 'removal')
-    ) as x
-    join rows as t on t.transaction_id = x.transaction_id and t.account_id = x.account_id
-    where t.lifetime_purchased is distinct from x.purchased
+      select r.*, sum(r.purchased) over (partition by r.account_id order by r.seq) as so_far,
+        r.type in ('purchase', 'subscription', 'signup_bonus', 'promotion', 'adjustment', 'removal') or r.type = 'refund' and exists (
+          select from ducto_private.transactions as o
+          where o.transaction_id = r.refers_to and o.type = 'removal') as answers
+      from purchases as r
+    ) as t
+    where t.lifetime_purchased is distinct from case when t.answers then t.so_far end
     union all
     select t.account_id, 'a charge has a published version', 'a version', coalesce(t.pricing_version::text, 'none'),
       t.transaction_id::text
@@ -206,28 +222,42 @@ begin
     where r.type = 'usage' and r.allowance_used - r.amount is distinct from c.charged
     union all
     select r.account_id, 'carry_after is what the charge left over', (case when r.type = 'usage' and r.rounded = 'carry'
-        then r.carry_before + r.charged_cost - (r.allowance_used - r.amount) else r.carry_before end)::text,
+        then r.carry_before + r.charged_cost - (r.allowance_used - r.amount)
+        else mod(r.carry_before + coalesce(r.moved_carry, 0), 1) end)::text,
       r.carry_after::text, r.transaction_id::text
-    from rows as r
+    from purchases as r
     where r.carry_after <> case when r.type = 'usage' and r.rounded = 'carry'
-      then r.carry_before + r.charged_cost - (r.allowance_used - r.amount) else r.carry_before end
+      then r.carry_before + r.charged_cost - (r.allowance_used - r.amount)
+      else mod(r.carry_before + coalesce(r.moved_carry, 0), 1) end
+    union all
+    select m.account_id, 'a merge moves all that there was',
+      format('0 left of %s, %s of it arrived', -f.amount, -f.amount - floor(m.carry + coalesce(b.carry_after, 0))),
+      format('%s left of %s, %s of it arrived', f.balance_after, -f.amount, i.amount), f.transaction_id::text
+    from ducto_private.merges as m
+    left join ducto_private.transactions as f on f.account_id = m.account_id and f.seq = m.seq
+    left join ducto_private.transactions as i on i.account_id = m.into_id and i.seq = m.into_seq
+    left join ducto_private.transactions as b on b.account_id = m.into_id and b.seq = m.into_seq - 1
+    where (p_account_id is null or p_account_id in (m.account_id, m.into_id))
+      and (f.balance_after, f.carry_after, i.amount, f.created_at, m.account_id <> m.into_id)
+        is distinct from (0, 0, -f.amount - floor(m.carry + coalesce(b.carry_after, 0)), i.created_at, true)
     union all
     select c.account_id, 'refunds stay within the charge', format('at most %s to the balance, %s in all', -c.amount,
         c.allowance_used - c.amount), format('%s to the balance, %s in all', x.amount, x.refunded), c.transaction_id::text
     from (
-      select t.account_id, t.refers_to, sum(t.amount) as amount, sum(t.amount - t.allowance_used + t.allowance_lapsed) as refunded
+      select t.refers_to, sum(t.amount) as amount, sum(t.amount - t.allowance_used + t.allowance_lapsed) as refunded
       from rows as t
       where t.type = 'refund'
-      group by t.account_id, t.refers_to
+      group by t.refers_to
     ) as x
-    join ducto_private.transactions as c on c.transaction_id = x.refers_to and c.account_id = x.account_id
-    where x.amount > -c.amount or x.refunded > c.allowance_used - c.amount or c.type <> 'usage'
+    join ducto_private.transactions as c on c.transaction_id = x.refers_to
+    where x.amount > -c.amount or x.refunded > c.allowance_used - c.amount or c.type not in ('usage', 'removal')
     union all
     select r.account_id, 'a row refers to a row of its account', 'an earlier row', coalesce(c.seq::text, 'none'),
       r.transaction_id::text
     from rows as r
-    left join ducto_private.transactions as c on c.transaction_id = r.refers_to and c.account_id = r.account_id
-    where (r.refers_to is not null or r.type = 'refund') and coalesce(c.seq, r.seq) >= r.seq
+    left join ducto_private.transactions as c on c.transaction_id = r.refers_to
+    where (r.refers_to is not null or r.type = 'refund') and (c.account_id = r.account_id and c.seq < r.seq
+      or c.account_id <> r.account_id and r.account_id = any (ducto_private.homes(c.account_id, c.seq))) is not true
     union all
     select r.account_id, 'a settlement belongs to a hold', r.hold_id::text, 'none', r.transaction_id::text
     from rows as r
@@ -235,15 +265,23 @@ begin
       select from ducto_private.holds as h
       where h.hold_id = r.hold_id and h.account_id = r.account_id)
     union all
-    select x.account_id, 'removals and expiry stay within the grant', g.amount::text, x.gone::text, g.transaction_id::text
+    select g.account_id, 'removals and expiry stay within the grant', g.amount::text, x.gone::text, g.transaction_id::text
     from (
-      select t.account_id, t.refers_to, -sum(t.amount) as gone
+      select o.refers_to, -sum(t.amount) as gone
       from rows as t
-      where t.type in ('removal', 'expiry') and t.refers_to is not null
-      group by t.account_id, t.refers_to
+      join ducto_private.transaction_details as o on o.transaction_id = case t.type when 'refund' then t.refers_to else t.transaction_id end
+      join ducto_private.transactions as r on r.transaction_id = o.transaction_id and r.account_id = o.account_id
+      where r.type in ('removal', 'expiry') and o.refers_to is not null
+      group by o.refers_to
     ) as x
-    join ducto_private.transactions as g on g.transaction_id = x.refers_to and g.account_id = x.account_id
+    join ducto_private.transactions as g on g.transaction_id = x.refers_to
     where x.gone > g.amount and g.type <> 'refund'
+    union all
+    select t.account_id, 'money is paid for grants, and given back with removals', 'at least 0; of a removal at most 0',
+      t.paid_amount::text, t.transaction_id::text
+    from rows as t
+    where t.paid_amount is not null and (t.type in ('usage', 'refund', 'expiry')
+      or t.paid_amount <> 0 and (t.paid_amount < 0) <> (t.type = 'removal') or t.paid_amount in ('NaN', 'Infinity', '-Infinity'))
     union all
     select h.account_id, 'a hold is active, expired with what it held last, or ended and holds nothing', 'active or expired, or ended and 0',
       format('%s, %s, ended %s', h.status, h.held, h.ended_at), h.hold_id::text
@@ -339,7 +377,12 @@ begin
       l.lot_id::text
     from lots as l
     left join ducto_private.transactions as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id
-    where coalesce(t.amount, 0) < l.amount or l.seq <> t.seq
+    where greatest(t.amount, 0) < l.amount or l.seq <> t.seq
+    union all
+    select l.account_id, 'a lot''s grant lives in its account', 'a grant', coalesce(g.account_id, 'none'), l.lot_id::text
+    from lots as l
+    left join ducto_private.transactions as g on g.transaction_id = l.grant_id
+    where l.grant_id <> l.transaction_id and (l.account_id = any (ducto_private.homes(g.account_id, g.seq))) is not true
     union all
     select x.account_id, 'lot entries stay within their row', t.amount::text, x.amount::text, x.transaction_id::text
     from (
@@ -362,28 +405,31 @@ begin
       group by e.account_id, e.transaction_id
     ) as x
     full join (
-      select l.*
+      select l.account_id, l.transaction_id, sum(l.amount) as amount
       from lots as l
       join rows as t on t.transaction_id = l.transaction_id and t.account_id = l.account_id and t.type = 'refund'
+      group by l.account_id, l.transaction_id
     ) as l on l.transaction_id = x.transaction_id and l.account_id = x.account_id
-    where x.renewed is distinct from l.amount
+    where coalesce(x.renewed, 0) <> coalesce(l.amount, 0)
     union all
     select x.account_id, 'lots get back no more than a charge took, last one first', format('at most %s', x.taken),
       x.given::text, x.refers_to::text
     from (
       select c.account_id, c.transaction_id as refers_to, -c.amount as taken, coalesce(r.given, 0) as given,
-        coalesce(sum(coalesce(r.given, 0)) over (partition by c.account_id, c.transaction_id order by l.expires_at, l.seq
+        coalesce(sum(coalesce(r.given, 0)) over (partition by c.account_id, c.transaction_id
+          order by t.type = 'removal' and l.grant_id = t.refers_to desc, l.expires_at, l.seq, l.lot_id
           rows between unbounded preceding and 1 preceding), 0) as earlier
       from ducto_private.lot_entries as c
-      join rows as t on t.transaction_id = c.transaction_id and t.account_id = c.account_id and t.type = 'usage'
+      join rows as t on t.transaction_id = c.transaction_id and t.account_id = c.account_id and t.type in ('usage', 'removal')
       join ducto_private.credit_lots as l on l.lot_id = c.lot_id and l.account_id = c.account_id
       left join (
-        select d.account_id, d.refers_to, e.lot_id, sum(e.amount + e.elsewhere) as given
+        select d.refers_to, l.grant_id, sum(e.amount + e.elsewhere) as given
         from rows as d
         join ducto_private.lot_entries as e on e.transaction_id = d.transaction_id and e.account_id = d.account_id
+        join ducto_private.credit_lots as l on l.lot_id = e.lot_id and l.account_id = e.account_id
         where d.type = 'refund'
-        group by d.account_id, d.refers_to, e.lot_id
-      ) as r on r.account_id = c.account_id and r.refers_to = c.transaction_id and r.lot_id = c.lot_id
+        group by d.refers_to, l.grant_id
+      ) as r on r.refers_to = c.transaction_id and r.grant_id = l.grant_id
     ) as x
     where x.given > x.taken or x.given < x.taken and x.earlier > 0
     union all

@@ -5,11 +5,11 @@
 -- the rights of its reader.
 create or replace view ducto_private.expired_lots as
 select x.account_id, x.lot_id,
-  (x.expired - lag(x.expired, 1, 0::numeric) over (partition by x.account_id order by x.expires_at, x.seq))::bigint as expired
+  (x.expired - lag(x.expired, 1, 0::numeric) over (partition by x.account_id order by x.expires_at, x.seq, x.lot_id))::bigint as expired
 from (
-  select d.*, greatest(0, max(d.unheld) over (partition by d.account_id order by d.expires_at, d.seq)) as expired
+  select d.*, greatest(0, max(d.unheld) over (partition by d.account_id order by d.expires_at, d.seq, d.lot_id)) as expired
   from (
-    select l.*, sum(l.remainder) over (partition by l.account_id order by l.expires_at, l.seq) - coalesce((
+    select l.*, sum(l.remainder) over (partition by l.account_id order by l.expires_at, l.seq, l.lot_id) - coalesce((
       select sum(h.held)
       from ducto_private.holds as h
       where h.account_id = l.account_id and h.status = 'active' and h.expires_at > n.now and h.created_at < l.expires_at), 0)
@@ -41,8 +41,8 @@ create or replace view ducto_read.transactions as
 select t.transaction_id, t.account_id, t.seq, t.type, t.amount, t.balance_after, t.allowance_used, t.allowance_lapsed, t.cost,
   t.carry_after, coalesce(t.rounding, v.rounding) as rounding,
   t.member_id as actor_id, t.model, t.resolved_model, t.usage, t.pricing_version, t.plan_id, t.hold_id as reservation_id, t.refers_to,
-  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, t.expires_at, t.reason, t.metadata, t.created_at, t.occurred_at, t.price_error, t.warnings,
-  t.labels
+  t.idempotency_key, t.paid_amount, t.paid_currency, t.reference, nullif(t.expires_at, 'infinity') as expires_at, t.reason,
+  t.metadata, t.created_at, t.occurred_at, t.price_error, t.warnings, t.labels
 from ducto_private.ledger as t
 left join ducto_private.terms as v on t.type = 'usage' and v.version = t.pricing_version and v.plan_id = '';
 comment on view ducto_read.transactions is 'The ledger, one row per change of an account''s credits.';
@@ -64,10 +64,10 @@ select l.lot_id, l.account_id, l.transaction_id, l.amount,
     select coalesce(sum(e.expired), 0)
     from ducto_private.expired_lots as e
     where e.account_id = l.account_id and e.lot_id = l.lot_id)::bigint else 0 end as remainder,
-  l.expires_at, l.created_at
+  nullif(l.expires_at, 'infinity') as expires_at, l.created_at
 from ducto_private.credit_lots as l
 join ducto_private.accounts as a on a.account_id = l.account_id;
-comment on view ducto_read.lots is 'Credits that expire: what was left of a grant once a debt was paid, and what is left of it now.';
+comment on view ducto_read.lots is 'Credits that expire, or whose grant kept a lot (expires_at null): what was left of a grant once a debt was paid, and what is left of it now.';
 
 create or replace function ducto.version() returns text
 language sql immutable

@@ -442,27 +442,37 @@ class Calls:
         paid_amount: Exact | None = None,
         paid_currency: str | None = None,
         reference: str | None = None,
+        keep_lot: bool = False,
     ) -> AddCreditsResult:
         """Give credits, opening the account if need be.
 
         `type` is purchase, subscription, signup_bonus, promotion or adjustment; only a purchase adds to
-        `lifetime_purchased`. `paid_amount`, `paid_currency` and `reference` are the caller's notes.
+        `lifetime_purchased`. `paid_amount`, `paid_currency` and `reference` are the caller's notes. With `keep_lot` it
+        is known what is left of credits that do not expire, too.
         """
 
     @rpc
     def remove_credits(
         self,
         user_id: Id,
-        amount: int,
+        amount: int | None,
         reason: str | None = None,
         transaction_id: Id | None = None,
         metadata: Metadata | None = None,
         idempotency_key: Id | None = None,
+        unspent_only: bool = False,
+        paid_amount: Exact | None = None,
+        paid_currency: str | None = None,
     ) -> AddCreditsResult:
         """Take credits back: a grant mistyped, a payment refunded or disputed. May leave a debt; is not spend.
 
-        With the grant's `transaction_id` never more than what is left of it.
+        With the grant's `transaction_id` never more than what is left of it; with `unspent_only` only what its lot
+        still has and no hold claims, all of that where `amount` is None. `refund_credits` undoes it.
         """
+
+    @rpc
+    def merge_accounts(self, from_: Id, into: Id, idempotency_key: Id | None = None) -> BalanceResult:
+        """Move all that an account has into another one, opening that if need be; refunds of its charges follow."""
 
     @rpc
     def set_credit_limit(self, user_id: Id, limit: int) -> BalanceResult:
@@ -659,7 +669,7 @@ class Calls:
         idempotency_key: Id | None = None,
         user_id: Id | None = None,
     ) -> RefundResult:
-        """Give back a charge, or a part of it; never more in total than was charged."""
+        """Give back a charge or a removal, or a part of it; never more in total than was taken."""
 
     @rpc
     def create_team(

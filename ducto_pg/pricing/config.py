@@ -94,6 +94,8 @@ def check(config: PricingConfigData) -> Formulas:
     _check_plans(plans)
     if config.default_plan is not None and config.default_plan not in plans:
         raise _unknown("unknown plan", "default_plan", config.default_plan, plans)
+    if config.signup_bonus_days is not None and not config.signup_bonus:
+        raise ConfigError("says when the bonus expires, but there is no signup_bonus", path="signup_bonus_days")
     _check_timezone(config.timezone)
     _check_aliases(config)
     for index, name in enumerate(config.free):

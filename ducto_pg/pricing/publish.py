@@ -174,6 +174,7 @@ class _Compiler:
             "overrun": config.overrun,
             "low_balance": config.low_balance_credits,
             "signup_bonus": config.signup_bonus,
+            "signup_bonus_days": config.signup_bonus_days,
             "default_plan": config.default_plan,
             "timezone": config.timezone,
         }

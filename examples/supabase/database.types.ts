@@ -23,7 +23,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "add_credits":
-{ Args: { "p_amount": number,"p_expires_at"?: string,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_paid_amount"?: number,"p_paid_currency"?: string,"p_reference"?: string,"p_type"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["add_credits_result"]
+{ Args: { "p_amount": number,"p_expires_at"?: string,"p_idempotency_key"?: string,"p_keep_lot"?: boolean,"p_metadata"?: Json,"p_paid_amount"?: number,"p_paid_currency"?: string,"p_reference"?: string,"p_type"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["add_credits_result"]
                           SetofOptions: {
         from: "*"
         to: "add_credits_result"
@@ -281,6 +281,14 @@ export type Database = {
         isOneToOne: false
         isSetofReturn: true
       } },
+"merge_accounts":
+{ Args: { "p_from": string,"p_idempotency_key"?: string,"p_into": string }; Returns: Database["ducto"]['CompositeTypes']["balance_result"]
+                          SetofOptions: {
+        from: "*"
+        to: "balance_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "my_balance":
 { Args: Record<PropertyKey, never>; Returns: Database["ducto"]['CompositeTypes']["balance_result"]
                           SetofOptions: {
@@ -341,7 +349,7 @@ export type Database = {
         isSetofReturn: false
       } },
 "remove_credits":
-{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_reason"?: string,"p_transaction_id"?: string,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["add_credits_result"]
+{ Args: { "p_amount": number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_paid_amount"?: number,"p_paid_currency"?: string,"p_reason"?: string,"p_transaction_id"?: string,"p_unspent_only"?: boolean,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["add_credits_result"]
                           SetofOptions: {
         from: "*"
         to: "add_credits_result"
@@ -504,7 +512,7 @@ export type Database = {
                       },"allowance_result": {
                         "plan_id": string | null,"allowance_remaining": number | null,"period_start": string | null,"period_end": string | null,"error": string | null,"revision": number | null
                       },"balance_result": {
-                        "user_id": string | null,"balance": number | null,"lifetime_purchased": number | null,"reserved": number | null,"available": number | null,"credit_limit": number | null,"revision": number | null,"error": string | null
+                        "user_id": string | null,"balance": number | null,"lifetime_purchased": number | null,"reserved": number | null,"available": number | null,"credit_limit": number | null,"revision": number | null,"error": string | null,"idempotent": boolean | null
                       },"cap_check_result": {
                         "capped": boolean | null,"current_spend": number | null,"cap_limit": number | null,"action": string | null,"model": string | null,"error": string | null,"revision": number | null
                       },"check_feature_result": {

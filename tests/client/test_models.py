@@ -85,13 +85,14 @@ TopUserRow: user_id str = ""; total_spend int = 0
 ADDED = """
 AddCreditsResult: idempotent bool = False; revision int = 0; error str | None = None
 BalanceResult: reserved int | None = None; available int | None = None; credit_limit int = 0
-BalanceResult: revision int = 0; error str | None = None
+BalanceResult: revision int = 0; error str | None = None; idempotent bool | None = None
 CreateTeamResult: idempotent bool = False
 DeductionResult: cost Decimal = Decimal(0); allowance_used int = 0; shortfall int = 0; warnings list[str] = []
 DeductionResult: revision int = 0
 GetUserPlanResult: allowance_remaining int | None = None; period_start str | None = None; period_end str | None = None
 PricingConfigData: rounding Literal["carry", "up", "down", "half_up"] = "carry"; metrics dict[str, Decimal] = {}
 PricingConfigData: default_plan str | None = None; signup_bonus int = 0; low_balance int | None = None
+PricingConfigData: signup_bonus_days int | None = None
 PricingConfigData: timezone str = "UTC"
 PricingConfigData: overrun Literal["debt", "reject", "bounded"] = "debt"
 RefundResult: allowance_restored int = 0; allowance_lapsed int = 0; idempotent bool = False

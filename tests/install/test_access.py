@@ -44,7 +44,7 @@ CALL = {
 }
 ADMIN = CALL | {
     *("activate_pricing", "unschedule_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
-    *("set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
+    *("merge_accounts", "set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
     *("create_team", "add_team_member", "remove_team_member", "fetch_events", "ack_events", "rollup_usage"),
 }
 OWN = {"my_balance", "my_daily_spend", "my_plan", "my_statement", "my_transactions"}

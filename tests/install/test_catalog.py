@@ -21,7 +21,7 @@ volatile ack_events(p_ids text[]) -> bigint
 volatile activate_pricing(p_version integer, p_at timestamptz = null) -> pricing_config_result
 volatile add_credits(p_user_id text, p_amount bigint, p_type text = 'adjustment', p_metadata jsonb = null, \
 p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, p_paid_currency text = \
-null, p_reference text = null) -> add_credits_result
+null, p_reference text = null, p_keep_lot boolean = false) -> add_credits_result
 volatile add_team_member(p_team_id text, p_user_id text, p_role text = 'member', p_spend_cap bigint = null, \
 p_spend_cap_period text = 'lifetime') -> add_team_member_result
 stable aggregate_stats(p_start timestamptz = null, p_end timestamptz = null, p_user_id text = null) -> \
@@ -72,6 +72,7 @@ stable list_reservations(p_user_id text, p_active boolean = true, p_limit intege
 stable list_spend_caps(p_user_id text) -> setof spend_cap
 stable list_transactions(p_user_id text, p_limit integer = 50, p_before bigint = null, p_type text = null, p_from \
 timestamptz = null, p_to timestamptz = null) -> setof transaction
+volatile merge_accounts(p_from text, p_into text, p_idempotency_key text = null) -> balance_result
 stable my_balance() -> balance_result
 stable my_daily_spend(p_start timestamptz, p_end timestamptz) -> setof daily_spend_row
 stable my_plan() -> get_user_plan_result
@@ -82,7 +83,8 @@ volatile refund_credits(p_transaction_id text, p_amount bigint = null, p_reason 
 p_idempotency_key text = null, p_user_id text = null) -> refund_result
 volatile release_reservation(p_reservation_id text, p_user_id text = null) -> reserve_result
 volatile remove_credits(p_user_id text, p_amount bigint, p_reason text = null, p_transaction_id text = null, \
-p_metadata jsonb = null, p_idempotency_key text = null) -> add_credits_result
+p_metadata jsonb = null, p_idempotency_key text = null, p_unspent_only boolean = false, p_paid_amount numeric = null, \
+p_paid_currency text = null) -> add_credits_result
 volatile remove_spend_cap(p_user_id text, p_cap_type text, p_model text = null, p_label text = null) -> spend_cap
 volatile remove_team_member(p_team_id text, p_user_id text) -> add_team_member_result
 volatile reserve(p_user_id text, p_metrics jsonb, p_operation_type text = 'usage', p_metadata jsonb = null, \

@@ -458,6 +458,10 @@ class Billing:
         self.accounts[account.account_id] = account
         account.changed_at = now
         account.changes += 1
+        self._expire(account, due, now)
+        return now
+
+    def _expire(self, account: Account, due: list[Due], now: datetime) -> None:
         for moment, lot, expired in due:
             lot.remainder -= expired
             lot.expired += expired
@@ -465,7 +469,6 @@ class Billing:
             self._write(account, "expiry", -expired, now, **about)
             told = {"transaction_id": lot.transaction_id, "amount": expired, "expires_at": lot.expires_at}
             account.events.append(("lot_expired", told))
-        return now
 
     def _write(self, account: Account, kind: str, amount: int, now: datetime, **more: Any) -> Row:
         before, account.balance = account.balance, account.balance + amount
@@ -656,11 +659,11 @@ class Billing:
                 raise self._refused(account, "exceeds_grant")
         self._check_range(account, account.net(self.now(account)) - amount)
         now = self._begin(account)
-        self._burn(account, amount, now, own=own)
+        taken, outside = self._burn(account, amount, now, own=own)
         if grant is not None:
             grant.removed += amount
             account.lifetime_purchased -= amount if grant.type == "purchase" else 0
-        row = self._write(account, "removal", -amount, now, refers_to=transaction_id)
+        row = self._write(account, "removal", -amount, now, refers_to=transaction_id, taken=taken, outside=outside)
         return self._remember(account, "ledger", idempotency_key, request, self._added(account, row))
 
     def set_credit_limit(self, user_id: str, limit: int) -> Answer:
@@ -1008,7 +1011,7 @@ class Billing:
             raise self._refused(known, "transaction_not_found") if known else Refused("transaction_not_found")
         account, charge = found
         charged = charge.allowance_used - charge.amount
-        if charge.type != "usage" or not charged:
+        if charge.type not in ("usage", "removal") or not charged:
             raise self._refused(account, "not_refundable")
         rest = charged - charge.refunded - charge.refunded_allowance
         if not rest:
@@ -1021,6 +1024,10 @@ class Billing:
         now = self._begin(account)
         debt = max(0, account.kept(now) - account.balance)
         allowance = total - back
+        grant = next((row for row in account.rows if row.transaction_id == charge.refers_to), None)
+        if grant is not None:
+            grant.removed -= back
+            account.lifetime_purchased += back if grant.type == "purchase" else 0
         lapses = self.window("monthly", charge.created_at) != self.window("monthly", now)
         row = self._write(
             account,
@@ -1035,6 +1042,8 @@ class Billing:
             resolved_model=charge.resolved_model,
         )
         self._give_back(account, charge, row, back, debt, now)
+        if charge.type == "removal":
+            self._expire(account, list(account.expiries(now)), now)
         charge.refunded += back
         charge.refunded_allowance += allowance
         answer = {
@@ -1051,7 +1060,8 @@ class Billing:
     def _give_back(self, account: Account, charge: Row, row: Row, back: int, debt: int, now: datetime) -> None:
         """What was not of a lot comes back first, then lots, last first, as far as no debt takes it.
 
-        What a removal of a lot's grant took elsewhere comes back there.
+        What a removal of a lot's grant took elsewhere comes back there. What a removal took comes back to lots that are
+        due, too, and expires.
         """
         left = min(back - max(0, min(charge.outside, back)), max(0, back - debt))
         charge.outside -= back - left
@@ -1063,7 +1073,7 @@ class Billing:
             charge.taken[place] = lot, taken - part
             grant = next(grant for grant in account.rows if grant.transaction_id == lot.transaction_id)
             part = min(part, max(0, grant.amount - grant.removed - lot.expired - lot.renewed - lot.remainder))
-            if lot.expires_at > now:
+            if lot.expires_at > now or charge.type == "removal":
                 lot.remainder += part
             else:
                 lot.renewed += part
@@ -1230,9 +1240,13 @@ class Billing:
     ) -> dict[Any, Answer]:
         """What was spent and refunded from start and before end, by what the charge's account and row say."""
         sums: dict[Any, Answer] = {}
+        removals = {
+            row.transaction_id for account in self.accounts.values() for row in account.rows if row.type == "removal"
+        }
         for account in self.accounts.values():
             for row in account.rows:
                 within = (start is None or start <= row.created_at) and (end is None or row.created_at < end)
+                within = within and row.refers_to not in removals
                 if not within or row.type not in ("usage", "refund"):
                     continue
                 zeros = dict.fromkeys(("total_spend", "transaction_count", "allowance_used", "refunded", "cost"), 0)

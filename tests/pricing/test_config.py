@@ -125,6 +125,10 @@ def test_yaml_is_read_by_its_core_schema() -> None:
 
 
 # config -> path, position, suggestion, a part of the message
+def bonus_for(days: Any) -> dict[str, Any]:
+    return with_changes(signup_bonus=5, signup_bonus_days=days)
+
+
 FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "nothing": (None, "", None, None, "a pricing config is a mapping, not NoneType"),
     "a list": ([], "", None, None, "a pricing config is a mapping, not list"),
@@ -179,6 +183,13 @@ FAULTS: dict[str, tuple[Any, str, int | None, str | None, str]] = {
     "a job beyond bigint": (with_changes(fixed={"a": 2**63}), "fixed.a", None, None, "less than or equal to"),
     "an endless number": (with_changes(min_balance=Decimal("1E+99999999")), "min_balance", None, None, "30 digits"),
     "a bonus below zero": (with_changes(signup_bonus=-1), "signup_bonus", None, None, "greater than or equal to 0"),
+    "a bonus that expires at once": (
+        bonus_for(0), "signup_bonus_days", None, None, "greater than or equal to 1"),
+    "half a day": (
+        bonus_for(Decimal("0.5")), "signup_bonus_days", None, None, "whole number"),
+    "a bonus for a thousand years": (
+        bonus_for(365000), "signup_bonus_days", None, None, "less than or equal to"),
+    "days of no bonus": (with_changes(signup_bonus_days=7), "signup_bonus_days", None, None, "no signup_bonus"),
     "an empty key": (with_changes(tools={"": PRICE}), "tools.", None, None, "1 to 255 characters, not 0"),
     "a long key": (with_changes(fixed={"j" * 256: 1}), f"fixed.{'j' * 249}", None, None, "not 256"),
     "a NUL in a key": (with_changes(fixed={"a\0": 1}), "fixed.a\0", 1, None, "cannot store"),

@@ -177,7 +177,7 @@ def test_terms() -> None:
         "overrides": None, "covers": covers, "match": "dated", "aliases": None,
         "unpriced": "refuse", "cached": "inside",
         "min_balance": 5, "rounding": "carry", "overrun": "debt", "low_balance": 7,
-        "signup_bonus": 0, "default_plan": "free", "timezone": "UTC",
+        "signup_bonus": 0, "signup_bonus_days": None, "default_plan": "free", "timezone": "UTC",
     }  # fmt: skip
     assert pro == {
         "plan_id": "pro", "plan_name": "Pro", "free_allowance": 5, "period": "week", "anchored": True,
