@@ -123,6 +123,7 @@ begin
       v_given + v_to_balance + v_charge.amount + v_from_lots,
       v_to_balance - greatest(0, ducto_private.kept_for_holds(v_account.account_id, v_now) - v_account.balance::numeric));
   end if;
+  perform ducto_private.after_call(v_account, v_now);
   v_row := ducto_private.find_transaction(v_id::text, v_account.account_id);
   return ducto_private.refund_answer(v_row, false);
 end

@@ -37,6 +37,7 @@ begin
   if v_from is distinct from p_plan_id then
     perform ducto_private.emit(p_user_id, 'plan_changed', jsonb_build_object('from', v_from, 'to', p_plan_id), v_now);
   end if;
+  perform ducto_private.after_call(v_account, v_now);
   return row(p_user_id, p_plan_id, null, v_account.revision + 1)::ducto.set_user_plan_result;
 end
 $$;

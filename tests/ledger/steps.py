@@ -43,6 +43,9 @@ STEPS: dict[str, Step] = {
     "charge in a batch": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": 30}])[0],
     "set a plan": lambda m, at: m.set_user_plan(at["user"], "pro"),
     "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
+    "set a low balance": lambda m, at: m.set_low_balance(at["user"], 5),
+    "set a top-up": lambda m, at: m.set_auto_topup(at["user"], 500, 100),
+    "thaw": lambda m, at: m.freeze_account(at["user"], False),
 }
 
 # The same of a team.
@@ -90,6 +93,7 @@ READS: dict[str, Step] = {
     "daily_spend": lambda m, at: m.daily_spend(),
     "explain_transaction": lambda m, at: m.explain_transaction(at["charge"]),
     "get_active_pricing": lambda m, at: m.get_active_pricing(),
+    "get_auto_topup": lambda m, at: m.get_auto_topup(at["user"]),
     "get_balance": lambda m, at: m.get_balance(at["user"]),
     "get_pricing_config": lambda m, at: m.get_pricing_config(1),
     "get_pricing_history": lambda m, at: m.get_pricing_history(),
