@@ -254,6 +254,14 @@ class MemberCapExceededError(RefusedError):
     """The member's spend cap has no room for the amount."""
 
 
+class TopupNotFoundError(RefusedError):
+    """The account has no automatic top-up, or none is open under this key."""
+
+
+class AccountFrozenError(RefusedError):
+    """The account is frozen: it takes no holds, and no charges without one."""
+
+
 class IdempotencyConflictError(RefusedError):
     """The key belongs to another request."""
 

@@ -25,7 +25,14 @@ Denied = psycopg.errors.InsufficientPrivilege
 # The audience of each function, by the contract.
 CALL = {
     *("calculate_cost", "read_usage", "explain_transaction", "version"),
-    *("get_active_pricing", "get_auto_topup", "get_balance", "get_pricing_config", "get_pricing_history", "get_reservation"),
+    *(
+        "get_active_pricing",
+        "get_auto_topup",
+        "get_balance",
+        "get_pricing_config",
+        "get_pricing_history",
+        "get_reservation",
+    ),
     *("get_transaction", "list_reservations", "list_transactions"),
     *("reserve", "reserve_credits", "extend_reservation", "release_reservation"),
     *("deduct", "deduct_credits", "deduct_fixed", "deduct_batch", "refund_credits"),

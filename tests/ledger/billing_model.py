@@ -524,7 +524,12 @@ class Billing:
         for percent in (80, 100):
             if known < percent and used * 100 >= (used + left) * percent:
                 account.told = (month, percent)
-                told = {"percent": percent, "plan_id": account.plan, "allowance_used": used, "allowance_remaining": left}
+                told = {
+                    "percent": percent,
+                    "plan_id": account.plan,
+                    "allowance_used": used,
+                    "allowance_remaining": left,
+                }
                 account.events.append(("allowance_used", told))
 
     def _write(self, account: Account, kind: str, amount: int, now: datetime, **more: Any) -> Row:

@@ -1,4 +1,4 @@
-"""Automatic top-ups: one opens when less than the threshold is available, whatever call leaves so, and never a second."""
+"""Automatic top-ups: one opens when less than the threshold is available, whatever call leaves so, never a second."""
 
 from typing import Any
 
@@ -153,13 +153,15 @@ def test_a_pool_is_topped_up(ledger: Ledger) -> None:
      reads(status="exhausted", this_month=1)),
     ("after which none opens", [rich, ask.set_auto_topup("u", 20, 5, 1), ask.deduct("u", costs(90)), pay(5)],
      ask.deduct("u", costs(1)), due(1)),
-    ("until the next", [at("2026-01-20"), rich, ask.set_auto_topup("u", 20, 5, 1), ask.deduct("u", costs(90)), pay(5), at("2026-02-01")],
+    ("until the next", [at("2026-01-20"), rich, ask.set_auto_topup("u", 20, 5, 1), ask.deduct("u", costs(90)),
+     pay(5), at("2026-02-01")],
      ask.sweep_expired_credits(), due(2)),
     ("one that failed leaves room", [rich, ask.set_auto_topup("u", 20, 5, 1), ask.deduct("u", costs(90)), fail(0)], get,
      reads(status="due", this_month=1)),
     ("it counts where it opened", [at("2026-01-31T23:59"), rich, topup, ask.deduct("u", costs(90)), at("2026-02-01")],
      get, reads(status="due", this_month=0)),
-    ("also where it fails", [at("2026-01-31T23:59"), rich, topup, ask.deduct("u", costs(90)), at("2026-02-01"), fail(0)],
+    ("also where it fails", [at("2026-01-31T23:59"), rich, topup, ask.deduct("u", costs(90)), at("2026-02-01"),
+     fail(0)],
      get, reads(status="due", this_month=1)),
     ("open for a day it is told again", [rich, topup, ask.deduct("u", costs(90)), later(hours=24)],
      ask.sweep_expired_credits(), due(2)),
