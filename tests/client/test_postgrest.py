@@ -343,7 +343,9 @@ class Scenario:
             return {key: self.comparable(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.comparable(item) for item in value]
-        if isinstance(value, str) and re.fullmatch(r"(team_)?[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", value):
+        if isinstance(value, str) and re.fullmatch(
+            r"((team|topup)_)?[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", value
+        ):
             return self.ids.setdefault(value, f"id {len(self.ids)}")
         if isinstance(value, str) and re.match(r"20\d\d-\d\d-\d\d", value):
             return value if value == FAR else "a time"

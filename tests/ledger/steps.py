@@ -45,6 +45,8 @@ STEPS: dict[str, Step] = {
     "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
     "set a low balance": lambda m, at: m.set_low_balance(at["user"], 5),
     "set a top-up": lambda m, at: m.set_auto_topup(at["user"], 500, 100),
+    "fail a top-up": lambda m, at: m.fail_topup(at["user"], m.set_auto_topup(at["user"], 500, 100).due_key or "", 60),
+    "remove a top-up": lambda m, at: [m.set_auto_topup(at["user"], 5, 100), m.remove_auto_topup(at["user"])][1],
     "thaw": lambda m, at: m.freeze_account(at["user"], False),
 }
 
