@@ -262,6 +262,14 @@ class HasOpenHoldsError(RefusedError):
     """An account with open holds cannot be merged: settle or release them first."""
 
 
+class TopupNotFoundError(RefusedError):
+    """The account has no automatic top-up, or none is open under this key."""
+
+
+class AccountFrozenError(RefusedError):
+    """The account is frozen: it takes no holds, and no charges without one."""
+
+
 class IdempotencyConflictError(RefusedError):
     """The key belongs to another request."""
 

@@ -200,7 +200,7 @@ class PlanDefinition(BaseModel):
     `rollover` credits.
 
     `rate_overrides` replace or add entries of the config's `models` for accounts on the plan: one that serves a name is
-    its price. `factor` multiplies the config's.
+    its price. `factor` multiplies the config's, `low_balance` stands in its place.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -214,6 +214,7 @@ class PlanDefinition(BaseModel):
     rate_overrides: dict[str, str] | None = None
     features: dict[str, Any] | None = None
     factor: Factor = Decimal(1)
+    low_balance: Credits | None = None
 
 
 class PricingConfigData(BaseModel):
@@ -260,7 +261,7 @@ class PricingConfigData(BaseModel):
 
     @property
     def low_balance_credits(self) -> int:
-        """The balance at which `low_balance` is told: as configured, else 2 x min_balance; 0 = never."""
+        """What is left when `low_balance` is told: as configured, else 2 x min_balance; 0 = never."""
         return min(2 * self.min_balance, MAX_BIGINT) if self.low_balance is None else self.low_balance
 
     def to_json(self) -> str:
@@ -540,6 +541,7 @@ class SweepResult(Answer):
     expired_count: int = 0
     expired_amount: int = 0
     dry_run: bool = False
+    account_count: int = 0
 
 
 class PricingConfigResult(Answer):
@@ -698,6 +700,23 @@ class Event(Answer):
     payload: dict[str, Any] = Field(default_factory=dict)
     attempts: int = 0
     created_at: datetime | None = None
+
+
+class AutoTopup(Answer):
+    """When an account is to be topped up, and how that stands.
+
+    `status` is `ready`, `due` (one is open, under `due_key`), `waiting` (one failed) or `exhausted` (`this_month` had
+    `max_per_month`).
+    """
+
+    user_id: str = ""
+    threshold: int = 0
+    amount: int = 0
+    max_per_month: int = 0
+    status: str = ""
+    due_key: str | None = None
+    this_month: int = 0
+    revision: int = 0
 
 
 class Violation(Answer):

@@ -120,7 +120,7 @@ def _demonstrate(dsn: str, prices: PricingConfigData, requests: Sequence[Request
         milliseconds = (time.monotonic_ns() - started) // 1_000_000 or 1
         print(f"{len(requests):,} requests: {len(tally.charged) * 1000 // milliseconds:,} charges per second")
         conn.execute("select pg_sleep_until(max(l.expires_at)) from ducto_read.lots as l")
-        while manager.sweep_expired_credits(limit=10).or_raise().expired_count:
+        while manager.sweep_expired_credits(limit=10).or_raise().account_count:
             pass
         return _check(conn, tally, PricingEngine(prices))
 

@@ -84,6 +84,7 @@ create table ducto_private.terms (
   plan_name text,
   features jsonb not null,
   signup_bonus_days integer,
+  plan_low_balance bigint,
   primary key (plan_id, version)
 );
 create index terms_version on ducto_private.terms (version);
@@ -92,6 +93,7 @@ comment on table ducto_private.terms is
   'What a charge needs of a version besides prices, for accounts on a plan ('''' for none). Where the version lacks the plan, own_version is the one that has it.';
 comment on column ducto_private.terms.factor is 'Credits for one unit of what the formulas give: the config''s factor times plan_factor.';
 comment on column ducto_private.terms.anchored is 'Whether periods begin at the account''s anchor; else they are the calendar''s.';
+comment on column ducto_private.terms.low_balance is 'plan_low_balance, else the config''s.';
 comment on column ducto_private.terms.metrics is 'The usage fields that the config adds to known_fields().';
 comment on column ducto_private.terms.covers is 'The usage fields that a composed price charges beside the model''s own: of search and cache, and what is free.';
 comment on column ducto_private.terms.signup_bonus_days is 'After how many days of 24 hours the bonus expires; null for never.';
@@ -169,10 +171,22 @@ create table ducto_private.accounts (
   rolled bigint not null,
   plan_due_at timestamptz,
   anchor timestamptz,
-  anchor_until timestamptz
+  anchor_until timestamptz,
+  frozen boolean not null default false,
+  auto_topup boolean not null default false,
+  low_balance bigint,
+  refused bigint,
+  allowance_told integer,
+  allowance_told_of timestamptz
 ) with (fillfactor = 60);
 
 comment on column ducto_private.accounts.kind is 'user or team.';
+comment on column ducto_private.accounts.auto_topup is 'Whether it has a row in auto_topups.';
+comment on column ducto_private.accounts.low_balance is 'Its own in place of the terms''; null for none.';
+comment on column ducto_private.accounts.refused is
+  'How much must be available for what was refused for funds; null once that was, or any other call had enough.';
+comment on column ducto_private.accounts.allowance_told is
+  'The percent of the allowance of which an event told last that they are used, in the period that began at allowance_told_of.';
 comment on column ducto_private.accounts.carry is 'The fraction of a credit not yet charged: 0 <= carry < 1.';
 comment on column ducto_private.accounts.held is
   'What its active holds hold, of which holds is the number; counts those too that have expired unrecorded.';
@@ -338,6 +352,7 @@ create table ducto_private.credit_lots (
   created_at timestamptz not null,
   seq bigint not null,
   grant_id uuid not null,
+  told boolean not null default false,
   primary key (lot_id, account_id),
   unique (account_id, grant_id)
 ) with (fillfactor = 80);
@@ -347,6 +362,8 @@ comment on column ducto_private.credit_lots.expires_at is 'infinity for a lot th
 comment on column ducto_private.credit_lots.transaction_id is 'The row of this account that gave amount, seq its number.';
 comment on column ducto_private.credit_lots.grant_id is
   'The row that first gave its credits: transaction_id, or where a merge brought them here, a row of an account before.';
+
+comment on column ducto_private.credit_lots.told is 'Whether an event told that it is about to expire.';
 
 -- transaction_id is the grant's.
 create type ducto_private.due_lot as (
@@ -450,10 +467,51 @@ create table ducto_private.events (
   event_id uuid not null,
   account_id text collate "C" not null,
   type text not null check (type in ('account_opened', 'plan_changed', 'low_balance', 'cap_warned', 'cap_reached',
-    'lot_expired', 'debt_begun', 'settlement_unpriced')),
+    'lot_expired', 'debt_begun', 'settlement_unpriced', 'topup_due', 'refused', 'allowance_used', 'hold_expired',
+    'member_cap_reached', 'credits_expiring')),
   payload jsonb not null,
-  attempts integer not null default 0,
   created_at timestamptz not null,
-  leased_until timestamptz,
   primary key (event_id, account_id)
 );
+comment on table ducto_private.events is
+  'The outbox: an event stays until all consumers have acknowledged it, 30 days at most.';
+
+create table ducto_private.consumers (
+  consumer text collate "C" primary key,
+  fetched_at timestamptz not null
+);
+comment on table ducto_private.consumers is 'Who fetches events. One that did not for 30 days is forgotten.';
+comment on column ducto_private.consumers.fetched_at is 'When it last fetched, to within a day.';
+
+create table ducto_private.deliveries (
+  consumer text collate "C" not null,
+  event_id uuid not null,
+  account_id text collate "C" not null,
+  attempts integer not null,
+  leased_until timestamptz not null,
+  primary key (event_id, account_id, consumer)
+) with (fillfactor = 80);
+comment on table ducto_private.deliveries is 'Which events a consumer has fetched. Writing an event writes none of these.';
+comment on column ducto_private.deliveries.leased_until is 'Until then it is not delivered to the consumer again: infinity once acknowledged.';
+
+create table ducto_private.auto_topups (
+  account_id text collate "C" primary key,
+  threshold bigint not null check (threshold > 0),
+  amount bigint not null check (amount > 0),
+  max_per_month integer not null check (max_per_month > 0),
+  active boolean not null default true,
+  due_key text collate "C",
+  retry_at timestamptz,
+  month date,
+  this_month integer not null default 0 check (this_month >= 0),
+  look_at timestamptz,
+  check (active or due_key is null)
+);
+create index auto_topups_look_at on ducto_private.auto_topups (look_at) where look_at is not null;
+comment on table ducto_private.auto_topups is
+  'When an account is to be topped up, and by how much. A removed one stays, not active, for what it counted.';
+comment on column ducto_private.auto_topups.due_key is 'The key of the open top-up; null where none is open.';
+comment on column ducto_private.auto_topups.retry_at is 'None opens before this, because one failed.';
+comment on column ducto_private.auto_topups.this_month is 'How many opened in the month that begins on month, without those that failed.';
+comment on column ducto_private.auto_topups.look_at is
+  'When the sweep looks again: to announce an open one again, or to open one that had to wait. Null where only a call can change it.';

@@ -326,7 +326,8 @@ create type ducto.sweep_result as (
   expired_count bigint,
   expired_amount bigint,
   dry_run boolean,
-  error text
+  error text,
+  account_count bigint
 );
 
 create type ducto.event as (
@@ -337,6 +338,18 @@ create type ducto.event as (
   attempts integer,
   created_at timestamptz,
   error text
+);
+
+create type ducto.auto_topup as (
+  user_id text,
+  threshold bigint,
+  amount bigint,
+  max_per_month integer,
+  status text,
+  due_key text,
+  this_month integer,
+  error text,
+  revision bigint
 );
 
 create type ducto.spend_by_user_row as (
@@ -546,11 +559,20 @@ comment on type ducto.sweep_result is 'How many lots expired, or would expire, a
 comment on column ducto.sweep_result.expired_count is 'lots';
 comment on column ducto.sweep_result.expired_amount is 'credits';
 comment on column ducto.sweep_result.dry_run is 'whether nothing was written';
+comment on column ducto.sweep_result.account_count is 'accounts of which anything was due';
+comment on type ducto.auto_topup is 'When an account is to be topped up, and how that stands.';
+comment on column ducto.auto_topup.threshold is 'credits: due when less is available';
+comment on column ducto.auto_topup.amount is 'credits to add';
+comment on column ducto.auto_topup.max_per_month is 'top-ups in a local month';
+comment on column ducto.auto_topup.status is
+  '''ready'', ''due'' (one is open), ''waiting'' (after one that failed) or ''exhausted'' (no more in this month)';
+comment on column ducto.auto_topup.due_key is 'of the open one: the idempotency key of the add_credits that ends it';
+comment on column ducto.auto_topup.this_month is 'top-ups that opened in this month, without those that failed';
 comment on type ducto.event is 'Something that happened to an account, until it is acknowledged.';
 comment on column ducto.event.event_id is 'by which it is acknowledged';
 comment on column ducto.event.type is 'what happened';
 comment on column ducto.event.payload is 'the particulars';
-comment on column ducto.event.attempts is 'how often it was fetched, this time included';
+comment on column ducto.event.attempts is 'how often its consumer fetched it, this time included';
 comment on column ducto.event.created_at is 'when it happened';
 comment on type ducto.spend_by_user_row is 'What a user or member spent: credits debited, gross of refunds.';
 comment on column ducto.spend_by_user_row.user_id is 'the user or member';

@@ -20,6 +20,16 @@ begin
 end
 $do$;
 
+-- The least id that new_id() makes at a time or later.
+create or replace function ducto_private.first_id(p_time timestamptz) returns uuid
+language plpgsql immutable parallel safe
+as $$
+begin
+  return (overlay(lpad(to_hex((date_part('epoch', p_time) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
+    || '0000000000000000')::uuid;
+end
+$$;
+
 -- An id as a caller gives it; null, which finds nothing, where it is none.
 create or replace function ducto_private.to_id(p_id text) returns uuid
 language plpgsql immutable parallel safe

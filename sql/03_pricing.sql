@@ -745,16 +745,16 @@ begin
     where g.plan_id = ''
   ), plans as (
     select p_version as version, p_version as own_version, g.plan_id, g.plan_name, g.free_allowance, g.period, g.anchored,
-      g.rollover, g.features, g.plan_factor, g.overrides
+      g.rollover, g.features, g.plan_factor, g.overrides, g.plan_low_balance
     from given as g
     union all
     select p_version, t.own_version, t.plan_id, t.plan_name, t.free_allowance, t.period, t.anchored, t.rollover, t.features,
-      t.plan_factor, t.overrides
+      t.plan_factor, t.overrides, t.plan_low_balance
     from ducto_private.terms as t
     where t.version = p_version - 1 and not exists (select from given as g where g.plan_id = t.plan_id)
     union all
     select l.version, p_version, g.plan_id, g.plan_name, g.free_allowance, g.period, g.anchored, g.rollover, g.features,
-      g.plan_factor, g.overrides
+      g.plan_factor, g.overrides, g.plan_low_balance
     from given as g
     join shared as l on l.version < p_version
     where not exists (select from ducto_private.terms as t where t.version = l.version and t.plan_id = g.plan_id)
@@ -762,11 +762,12 @@ begin
   insert into ducto_private.terms (version, own_version, plan_id, plan_name, free_allowance, period, anchored, rollover,
     features, plan_factor, overrides,
     min_balance, low_balance, signup_bonus, rounding, overrun, timezone, factor, metrics, covers, match, aliases,
-    unpriced, cached, misfits, default_plan, signup_bonus_days)
+    unpriced, cached, misfits, default_plan, signup_bonus_days, plan_low_balance)
   select p.version, p.own_version, p.plan_id, p.plan_name, p.free_allowance, p.period, p.anchored, p.rollover, p.features,
     p.plan_factor, p.overrides,
-    l.min_balance, l.low_balance, l.signup_bonus, l.rounding, l.overrun, l.timezone, trim_scale(l.factor * p.plan_factor), l.metrics,
-    l.covers, l.match, l.aliases, l.unpriced, l.cached, ducto_private.misfits(l.cached), l.default_plan, l.signup_bonus_days
+    l.min_balance, coalesce(p.plan_low_balance, l.low_balance), l.signup_bonus, l.rounding, l.overrun, l.timezone,
+    trim_scale(l.factor * p.plan_factor), l.metrics, l.covers, l.match, l.aliases, l.unpriced, l.cached,
+    ducto_private.misfits(l.cached), l.default_plan, l.signup_bonus_days, p.plan_low_balance
   from plans as p
   join shared as l on l.version = p.version;
 end

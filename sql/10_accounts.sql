@@ -13,19 +13,43 @@ begin
 end
 $$;
 
--- Writes the events of a debit that took the balance below zero, or down to the low balance.
+-- Writes the events of what took the balance below zero, or what is left of it and the allowance down to the low balance.
 create or replace function ducto_private.emit_balance_events(
-  p_account_id text, p_before bigint, p_after bigint, p_low_balance bigint, p_now timestamptz) returns void
+  p_account_id text, p_before bigint, p_after bigint, p_left_before numeric, p_left_after numeric, p_low_balance bigint,
+  p_now timestamptz)
+returns void
 language plpgsql volatile
 as $$
 begin
   if p_before >= 0 and p_after < 0 then
     perform ducto_private.emit(p_account_id, 'debt_begun', jsonb_build_object('balance', p_after), p_now);
   end if;
-  if p_before > p_low_balance and p_after <= p_low_balance and p_low_balance > 0 then
+  if p_left_before > p_low_balance and p_left_after <= p_low_balance and p_low_balance > 0 then
     perform ducto_private.emit(p_account_id, 'low_balance',
       jsonb_build_object('balance', p_after, 'low_balance', p_low_balance), p_now);
   end if;
+end
+$$;
+
+-- The same of an account before and after a call that is not a charge.
+create or replace function ducto_private.tell_balance(
+  p_before ducto_private.accounts, p_after ducto_private.accounts, p_now timestamptz) returns void
+language plpgsql volatile
+as $$
+declare
+  v_before ducto.balance_result;
+  v_after ducto.balance_result;
+begin
+  p_before.changed_at := p_now;
+  p_after.changed_at := p_now;
+  v_before := ducto_private.balance_answer(p_before);
+  v_after := ducto_private.balance_answer(p_after);
+  perform ducto_private.emit_balance_events(p_after.account_id, v_before.balance, v_after.balance,
+    v_before.available::numeric + v_before.reserved, v_after.available::numeric + v_after.reserved,
+    coalesce(p_after.low_balance, (
+      select t.low_balance
+      from ducto_private.terms as t
+      where t.version = ducto_private.active_version(p_now) and t.plan_id = coalesce(p_after.plan_id, ''))), p_now);
 end
 $$;
 
@@ -60,6 +84,7 @@ language plpgsql volatile
 as $$
 declare
   v_id uuid;
+  v_before ducto_private.accounts;
   v_account ducto_private.accounts;
 begin
   update ducto_private.accounts as a
@@ -86,10 +111,9 @@ begin
     p_paid_currency, p_reference, p_reason);
   -- An adjustment below zero is one of a merge, which takes nothing from anybody.
   if p_amount < 0 and p_type <> 'adjustment' then
-    perform ducto_private.emit_balance_events(p_account_id, v_account.balance - p_amount, v_account.balance, (
-      select t.low_balance
-      from ducto_private.terms as t
-      where t.version = ducto_private.active_version(p_now) and t.plan_id = ''), p_now);
+    v_before := v_account;
+    v_before.balance := v_account.balance - p_amount;
+    perform ducto_private.tell_balance(v_before, v_account, p_now);
   end if;
   return v_id;
 end
@@ -116,7 +140,8 @@ declare
     then p_now + make_interval(hours => 24 * p_terms.signup_bonus_days) end;
 begin
   return row(coalesce(p_terms.signup_bonus, 0), 0, 0, 0, 0, 0, 0, p_now, p_now, null, null, null, v_expires_at, 0,
-    (v_expires_at is not null)::integer, 0, p_account_id, p_kind, 0, p_terms.default_plan, 0, null, null, null)::ducto_private.accounts;
+    (v_expires_at is not null)::integer, 0, p_account_id, p_kind, 0, p_terms.default_plan, 0, null, null, null, false, false, null,
+    null, null, null)::ducto_private.accounts;
 end
 $$;
 
@@ -485,16 +510,17 @@ begin
     v_account := ducto_private.due_plan(v_account, p_now);
     perform ducto_private.write_plan(v_account, v_before.plan_id, v_before.plan_due_at, p_now);
   end loop;
-  update ducto_private.holds as h
-  set status = 'expired', ended_at = h.expires_at
-  where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now;
-  foreach v_step in array v_steps loop
-    v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_purchased => null,
-      p_refers_to => v_step.transaction_id, p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
-    perform ducto_private.take_lots(p_account_id, v_id, v_step.expired, '-infinity', p_now, v_step.lot_id);
-    perform ducto_private.emit(p_account_id, 'lot_expired', jsonb_build_object('lot_id', v_step.lot_id,
-      'transaction_id', v_step.transaction_id, 'amount', v_step.expired, 'expires_at', v_step.expires_at), p_now);
-  end loop;
+  with ended as (
+    update ducto_private.holds as h
+    set status = 'expired', ended_at = h.expires_at
+    where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now
+    returning h.*
+  )
+  insert into ducto_private.events (event_id, account_id, type, payload, created_at)
+  select ducto_private.new_id(), p_account_id, 'hold_expired', jsonb_build_object('reservation_id', e.hold_id,
+    'actor_id', coalesce(e.member_id, p_account_id), 'amount', e.held, 'charged', e.charged, 'expires_at', e.expires_at), p_now
+  from ended as e
+  order by e.expires_at, e.hold_id;
   update ducto_private.accounts as a
   set held = o.held, holds = o.holds, holds_due_at = o.due_at
   from (
@@ -503,6 +529,13 @@ begin
     where h.account_id = p_account_id and h.status = 'active'
   ) as o
   where a.account_id = p_account_id;
+  foreach v_step in array v_steps loop
+    v_id := ducto_private.post(p_account_id, p_now, 'expiry', -v_step.expired, p_purchased => null,
+      p_refers_to => v_step.transaction_id, p_expires_at => v_step.expires_at, p_occurred_at => v_step.due_at);
+    perform ducto_private.take_lots(p_account_id, v_id, v_step.expired, '-infinity', p_now, v_step.lot_id);
+    perform ducto_private.emit(p_account_id, 'lot_expired', jsonb_build_object('lot_id', v_step.lot_id,
+      'transaction_id', v_step.transaction_id, 'amount', v_step.expired, 'expires_at', v_step.expires_at), p_now);
+  end loop;
   perform ducto_private.count_lots(p_account_id, p_now);
   return cardinality(v_steps);
 end

@@ -264,41 +264,100 @@ begin
 end
 $$;
 
+-- Tells of the lots that expire within 7 days, each once. Returns how many.
+create or replace function ducto_private.tell_expiring(p_account_id text, p_now timestamptz) returns integer
+language plpgsql volatile
+as $$
+declare
+  v_rows integer;
+begin
+  with told as (
+    update ducto_private.credit_lots as l
+    set told = true
+    where l.account_id = p_account_id and l.remainder > 0 and not l.told
+      and l.expires_at > p_now and l.expires_at <= p_now + interval '7 days'
+    returning l.*
+  )
+  insert into ducto_private.events (event_id, account_id, type, payload, created_at)
+  select ducto_private.new_id(), p_account_id, 'credits_expiring', jsonb_build_object('lot_id', t.lot_id,
+    'transaction_id', t.transaction_id, 'amount', t.remainder, 'expires_at', t.expires_at), p_now
+  from told as t
+  order by t.expires_at, t.seq;
+  get diagnostics v_rows = row_count;
+  return v_rows;
+end
+$$;
+
+-- The accounts with anything for the sweep, those whose lots are due first; one may come again.
+create or replace function ducto_private.sweepable(p_now timestamptz) returns setof text
+language sql stable
+as $$
+  (select l.account_id
+  from ducto_private.credit_lots as l
+  where l.remainder > 0 and l.expires_at <= p_now
+  order by l.expires_at)
+  union all
+  select h.account_id
+  from ducto_private.holds as h
+  where h.status = 'active' and h.expires_at <= p_now
+  union all
+  select l.account_id
+  from ducto_private.credit_lots as l
+  where l.remainder > 0 and not l.told and l.expires_at > p_now and l.expires_at <= p_now + interval '7 days'
+  union all
+  select t.account_id
+  from ducto_private.auto_topups as t
+  where t.look_at <= p_now
+$$;
+
+-- Whether the sweep has anything to do for an account.
+create or replace function ducto_private.is_sweepable(p_account_id text, p_now timestamptz) returns boolean
+language plpgsql stable
+as $$
+begin
+  return exists (select from ducto_private.due_lots(p_account_id, p_now) as d where d.expired > 0)
+    or exists (
+      select from ducto_private.holds as h
+      where h.account_id = p_account_id and h.status = 'active' and h.expires_at <= p_now)
+    or exists (
+      select from ducto_private.credit_lots as l
+      where l.account_id = p_account_id and l.remainder > 0 and not l.told
+        and l.expires_at > p_now and l.expires_at <= p_now + interval '7 days')
+    or exists (select from ducto_private.auto_topups as t where t.account_id = p_account_id and t.look_at <= p_now);
+end
+$$;
+
 create or replace function ducto.sweep_expired_credits(p_dry_run boolean default false, p_limit integer default 1000)
 returns ducto.sweep_result
 language plpgsql volatile
 as $$
 declare
   v_limit integer := coalesce(p_limit, 1000);
-  v_now timestamptz := clock_timestamp();
+  v_start timestamptz := clock_timestamp();
+  v_now timestamptz;
   v_account_id text;
   v_account ducto_private.accounts;
   v_lots bigint;
   v_due numeric;
   v_count bigint := 0;
   v_amount numeric := 0;
+  v_accounts bigint := 0;
 begin
   perform ducto_private.check_amount(v_limit, 1, 'p_limit');
   if p_dry_run then
-    select count(*), coalesce(sum(d.expired), 0)
-    into v_count, v_amount
-    from (
-      select distinct l.account_id
-      from ducto_private.credit_lots as l
-      where l.remainder > 0 and l.expires_at <= v_now
-    ) as a
-    cross join lateral ducto_private.due_lots(a.account_id, v_now) as d
-    where d.expired > 0;
-    return row(v_count, ducto_private.at_most_bigint(v_amount), true, null)::ducto.sweep_result;
+    select count(d.*), coalesce(sum(d.expired), 0), count(distinct a.account_id)
+    into v_count, v_amount, v_accounts
+    from (select distinct s.account_id from ducto_private.sweepable(v_start) as s (account_id)) as a
+    left join lateral ducto_private.due_lots(a.account_id, v_start) as d on d.expired > 0
+    where ducto_private.is_sweepable(a.account_id, v_start);
+    return row(v_count, ducto_private.at_most_bigint(v_amount), true, null, v_accounts)::ducto.sweep_result;
   end if;
   for v_account_id in
-    select l.account_id
-    from ducto_private.credit_lots as l
-    where l.remainder > 0 and l.expires_at <= v_now
-    order by l.expires_at
+    select s.account_id
+    from ducto_private.sweepable(v_start) as s (account_id)
   loop
-    -- Nothing has expired where all is kept for holds, or where an earlier lot of the same account led here already.
-    continue when not exists (select from ducto_private.due_lots(v_account_id, v_now) as d where d.expired > 0);
+    -- Nothing is to be done where all is kept for holds, or where the same account came here already.
+    continue when not ducto_private.is_sweepable(v_account_id, v_start);
     select a.*
     into v_account
     from ducto_private.accounts as a
@@ -306,22 +365,30 @@ begin
     for no key update skip locked;
     continue when not found;
     v_now := greatest(clock_timestamp(), v_account.changed_at);
-    select count(*), sum(d.expired)
+    continue when not ducto_private.is_sweepable(v_account_id, v_now);
+    select count(*), coalesce(sum(d.expired), 0)
     into v_lots, v_due
     from ducto_private.due_lots(v_account_id, v_now) as d
     where d.expired > 0;
-    continue when v_lots = 0;
-    perform ducto_private.write_expiry(v_account_id, v_now);
+    if ducto_private.is_due(v_account, v_now) then
+      perform ducto_private.write_expiry(v_account_id, v_now);
+      update ducto_private.accounts as a
+      set changed_at = v_now
+      where a.account_id = v_account_id;
+    end if;
+    perform ducto_private.tell_expiring(v_account_id, v_now);
+    perform ducto_private.after_call(v_account, v_now);
     v_count := v_count + v_lots;
     v_amount := v_amount + v_due;
-    v_limit := v_limit - 1;
-    exit when v_limit = 0;
+    v_accounts := v_accounts + 1;
+    exit when v_accounts = v_limit;
   end loop;
-  return row(v_count, ducto_private.at_most_bigint(v_amount), false, null)::ducto.sweep_result;
+  perform ducto_private.forget_events(v_start);
+  return row(v_count, ducto_private.at_most_bigint(v_amount), false, null, v_accounts)::ducto.sweep_result;
 end
 $$;
 comment on function ducto.sweep_expired_credits is
-  'Writes down the expiry of lots that are due, a ledger row of type ''expiry'' for each, of at most p_limit '
-  'accounts, passing over those that another session has locked. Repeat it, each time in a transaction of its own, '
-  'until expired_count is 0. Only bookkeeping: no admission spends an expired lot, swept or not. With p_dry_run => '
-  'true it counts all and writes nothing.';
+  'Writes down the expiry of lots that are due, a ledger row of type ''expiry'' for each, and of holds, and tells of what '
+  'only time has brought: lots about to expire, top-ups. It serves at most p_limit accounts, passing over those that another '
+  'session has locked. Repeat it, each time in a transaction of its own, until account_count is 0. Only bookkeeping: no '
+  'admission spends an expired lot, swept or not. With p_dry_run => true it counts all and writes nothing.';

@@ -278,6 +278,10 @@ begin
   update ducto_private.team_members as m
   set spent = v_spent, window_date = v_first, total_spent = m.total_spent + p_debit
   where m.account_id = p_member.account_id and m.user_id = p_member.user_id;
+  if p_debit > 0 and v_spent >= p_member.spend_cap and v_spent - p_debit < p_member.spend_cap then
+    perform ducto_private.emit(p_member.account_id, 'member_cap_reached', jsonb_build_object('user_id', p_member.user_id,
+      'spend_cap', p_member.spend_cap, 'spend_cap_period', p_member.spend_cap_period, 'spent', v_spent), p_now);
+  end if;
   return coalesce(p_debit > 0 and v_spent > p_member.spend_cap, false);
 end
 $$;
@@ -357,6 +361,7 @@ begin
   update ducto_private.accounts as a
   set caps = a.caps + v_added, revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_user_id;
+  perform ducto_private.after_call(v_account, v_now);
   return (
     select ducto_private.cap_answer(c, v_account.revision + 1, v_zone)
     from ducto_private.current_caps(p_user_id, v_now, v_zone, array[v_cap.subject]) as c
@@ -400,6 +405,7 @@ begin
   update ducto_private.accounts as a
   set caps = a.caps - 1, revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_user_id;
+  perform ducto_private.after_call(v_account, v_now);
   return ducto_private.cap_answer(v_cap, v_account.revision + 1, v_zone);
 end
 $$;

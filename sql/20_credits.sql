@@ -97,6 +97,10 @@ begin
   if v_expires_at is not null then
     perform ducto_private.open_lot(p_user_id, v_now, v_id, greatest(0, v_lot)::bigint, v_expires_at);
   end if;
+  if v_account.auto_topup and p_idempotency_key is not null then
+    perform ducto_private.end_topup(p_user_id, p_idempotency_key);
+  end if;
+  perform ducto_private.after_call(v_account, v_now);
   v_row := ducto_private.find_transaction(v_id::text, p_user_id);
   return ducto_private.credits_answer(v_row, false);
 end
@@ -230,6 +234,7 @@ begin
       from ducto_private.credit_lots as l
       where l.grant_id = v_grant.transaction_id and l.account_id = v_account.account_id));
   end if;
+  perform ducto_private.after_call(v_account, v_now);
   v_row := ducto_private.find_transaction(v_id::text, v_account.account_id);
   return ducto_private.credits_answer(v_row, false);
 end
@@ -319,6 +324,7 @@ create or replace function ducto.set_credit_limit(p_user_id text, p_limit bigint
 language plpgsql volatile
 as $$
 declare
+  v_before ducto_private.accounts;
   v_account ducto_private.accounts;
   v_now timestamptz;
 begin
@@ -326,11 +332,13 @@ begin
   perform ducto_private.check_amount(p_limit, 0, 'p_limit');
   v_account := ducto_private.lock_or_open(p_user_id);
   v_now := v_account.changed_at;
-  perform ducto_private.expire(v_account, v_now);
+  v_before := ducto_private.expire(v_account, v_now);
   update ducto_private.accounts as a
   set credit_limit = p_limit, revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_user_id
   returning a.* into v_account;
+  perform ducto_private.tell_balance(v_before, v_account, v_now);
+  perform ducto_private.after_call(v_account, v_now);
   return ducto_private.balance_answer(v_account);
 end
 $$;

@@ -164,6 +164,7 @@ declare
   v_account_id text;
   v_from ducto_private.accounts;
   v_into ducto_private.accounts;
+  v_before ducto_private.accounts;
   v_row ducto_private.ledger;
   v_merge ducto_private.merges;
   v_now timestamptz;
@@ -241,23 +242,23 @@ begin
   v_into_id := ducto_private.post(p_into, v_now, 'adjustment', v_amount::bigint, p_idempotency_key, v_fingerprint,
     jsonb_build_object('merged_from', p_from), p_purchased => v_from.lifetime_purchased,
     p_carry => trim_scale(v_carry - floor(v_carry)));
-  if v_amount < 0 then
-    perform ducto_private.emit_balance_events(p_into, v_into.balance, (v_into.balance + v_amount)::bigint, (
-      select t.low_balance
-      from ducto_private.terms as t
-      where t.version = ducto_private.active_version(v_now) and t.plan_id = ''), v_now);
-    if v_into.lots > 0 then
-      perform ducto_private.debit_lots(p_into, v_now, v_into_id, (-v_amount)::bigint);
-    end if;
+  if v_amount < 0 and v_into.lots > 0 then
+    perform ducto_private.debit_lots(p_into, v_now, v_into_id, (-v_amount)::bigint);
   end if;
   if v_from.lots > 0 then
     -- What is in no lot does not expire: credits in lots pay what the other account owes, and the fractions, before it.
     perform ducto_private.move_lots(p_from, p_into, v_now, v_from_id, v_into_id, v_debt + floor(v_carry));
   end if;
+  perform ducto_private.stop_topup(p_from);
+  v_before := v_into;
   select a.*
   into v_into
   from ducto_private.accounts as a
   where a.account_id = p_into;
+  if v_amount < 0 then
+    perform ducto_private.tell_balance(v_before, v_into, v_now);
+  end if;
+  perform ducto_private.after_call(v_into, v_now);
   v_answer := ducto_private.balance_answer(v_into);
   insert into ducto_private.merges (account_id, seq, into_id, into_seq, carry, purchased, reserved, available, credit_limit)
   values (p_from, v_from.seq + 1, p_into, v_into.seq, v_from.carry, v_from.lifetime_purchased, v_answer.reserved,
@@ -269,5 +270,5 @@ $$;
 comment on function ducto.merge_accounts is
   'Moves all that p_from has into p_into, opening that one if it is new: its balance (a debt too), the fraction not yet '
   'charged, its lots with their expiry and lifetime_purchased. Later refunds of its charges go to p_into, as do removals '
-  'of its grants. Its plan, caps, limit and memberships stay behind; it goes on, empty. Refused while p_from has open '
+  'of its grants. Its plan, caps, limit and memberships stay behind, and its automatic top-up ends; it goes on, empty. Refused while p_from has open '
   'holds, and for teams.';

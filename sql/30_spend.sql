@@ -195,6 +195,7 @@ declare
   v_is_new boolean;
   v_written boolean;
   v_rolled boolean;
+  v_looks boolean := false;
   v_new_keys boolean;
   v_again boolean;
   v_next integer := 1;
@@ -266,7 +267,9 @@ begin
         v_budget numeric;
         v_amount bigint;
         v_left bigint := 0;
+        v_left_after bigint := 0;
         v_debit bigint;
+        v_floor numeric;
         v_shortfall bigint := 0;
         v_check ducto_private.caps_check;
         v_warnings text[];
@@ -331,14 +334,15 @@ begin
               format('p_occurred_at must be within the last 90 days, or up to 5 minutes ahead, not %s', v_request.occurred_at),
               format('It is %s now; leave it out for what happened just now.', v_now));
           end if;
-          if v_is_new or v_account.kind = 'team' or v_request.member_id is not null then
+          if v_is_new or v_account.kind = 'team' or v_request.member_id is not null or v_account.frozen then
             if v_is_new and v_new_terms.version is null then
               perform ducto_private.find_terms(null, null, v_now);
             end if;
             v_error := case
               when v_request.member_id is not null and v_account.kind <> 'team' then 'team_not_found'
               when v_request.member_id is null and v_account.kind = 'team' and v_request.action <> 'extend' then 'is_a_team'
-              when v_is_new and v_new_terms.default_plan is null and v_new_terms.signup_bonus = 0 then 'account_not_found' end;
+              when v_is_new and v_new_terms.default_plan is null and v_new_terms.signup_bonus = 0 then 'account_not_found'
+              when v_account.frozen and (v_request.hold_id is null or v_request.action = 'extend') then 'account_frozen' end;
             exit decide when v_error is not null;
             v_member_id := v_request.member_id;
           end if;
@@ -462,8 +466,9 @@ begin
           -- A settlement has the account's present allowance, and a bounded hold is a budget of costs: a part may not pass what
           -- is left of it, the end charges no more. What no formula prices is charged as it was held, within any bound.
           if not v_admits then
-            select t.free_allowance, t.low_balance, t.period, t.anchored, t.rollover
-            into v_terms.free_allowance, v_terms.low_balance, v_terms.period, v_terms.anchored, v_terms.rollover
+            select t.free_allowance, t.low_balance, t.min_balance, t.period, t.anchored, t.rollover
+            into v_terms.free_allowance, v_terms.low_balance, v_terms.min_balance, v_terms.period, v_terms.anchored,
+              v_terms.rollover
             from ducto_private.terms as t
             where t.plan_id = coalesce(v_account.plan_id, '') and t.version = (
               select a.version
@@ -581,6 +586,12 @@ begin
             v_due := false;
           end if;
           v_written := true;
+          if v_account.refused is not null and v_admits and v_amount > 0 then
+            v_account.refused := null;
+            update ducto_private.accounts as a
+            set refused = null
+            where a.account_id = p_account_id;
+          end if;
           if v_account.caps > 0 or v_member_id is not null then
             if (v_debit > 0 or v_check.has_event) and ducto_private.debit_caps(v_check, v_debit, v_now) then
               v_warnings := v_warnings || '{spend_cap_exceeded}'::text[];
@@ -626,6 +637,10 @@ begin
 
           if v_left > 0 then
             v_account.allowance_used := v_account.allowance_used + (v_amount - v_debit);
+            v_left_after := v_left - (v_amount - v_debit);
+            if v_left_after <= (v_left_after + v_account.allowance_used) / 5 then
+              v_account := ducto_private.tell_allowance(v_account, v_left_after, v_now);
+            end if;
           end if;
           if v_fingerprint is null and (v_request.call <> 'deduct' or not v_admits or not v_request.final) then
             v_fingerprint := ducto_private.fingerprint(v_request);
@@ -640,8 +655,15 @@ begin
             v_request.key, v_request.metadata, v_request.labels)
           returning transaction_id, seq, balance_after, revision, carry_after
           into v_id, v_account.seq, v_account.balance, v_account.revision, v_account.carry;
-          if v_debit > 0 and v_account.balance <= greatest(v_terms.low_balance, 0) then
-            perform ducto_private.emit_balance_events(p_account_id, v_account.balance + v_debit, v_account.balance, v_terms.low_balance, v_now);
+          if (v_account.balance <= 0 or v_account.balance - v_terms.min_balance <= coalesce(v_account.low_balance, v_terms.low_balance))
+            and v_left_after <= coalesce(v_account.low_balance, v_terms.low_balance) and v_amount > 0
+          then
+            v_floor := case v_account.kind when 'team' then 0 else v_terms.min_balance end - v_account.credit_limit::numeric;
+            perform ducto_private.emit_balance_events(p_account_id, v_account.balance + v_debit, v_account.balance,
+              greatest(v_account.held, v_left + greatest(0, v_account.balance + v_debit - v_floor)),
+              greatest(v_account.held - case when v_request.final then coalesce(v_held, 0) else least(coalesce(v_held, 0), v_amount) end,
+                v_left_after + greatest(0, v_account.balance - v_floor)),
+              coalesce(v_account.low_balance, v_terms.low_balance), v_now);
           end if;
           v_charges := v_charges || row(v_id, coalesce(v_member_id, p_account_id), -v_debit, v_account.balance, false, null,
             coalesce(v_full_cost, v_cost), v_amount - v_debit, v_shortfall, coalesce(v_warnings, '{}'), v_account.revision)::ducto.deduction_result;
@@ -693,6 +715,10 @@ begin
 
         -- A refusal
         if not coalesce(v_is_new, false) and v_error <> 'team_not_found' then
+          if v_error = 'insufficient_credits' then
+            v_account := ducto_private.tell_refusal(v_account, v_amount, coalesce(v_member_id, p_account_id), v_now);
+            v_looks := true;
+          end if;
           v_refused := v_account;
         end if;
         if v_request.action = 'charge' then
@@ -727,6 +753,9 @@ begin
           anchor_until = v_account.anchor_until
         where a.account_id = p_account_id;
       end if;
+      if v_account.auto_topup or v_account.refused is not null then
+        v_looks := true;
+      end if;
     end if;
     exit calls when v_again is not true;
     v_again := false;
@@ -735,6 +764,9 @@ begin
     v_rolled := false;
     v_reusable := false;
   end loop;
+  if v_looks then
+    perform ducto_private.after_call(v_account, v_now);
+  end if;
   return row(v_charges, v_holds)::ducto_private.answers;
 end
 $$;

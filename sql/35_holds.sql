@@ -218,6 +218,7 @@ begin
     update ducto_private.holds as h
     set status = 'released', held = 0, ended_at = coalesce(h.ended_at, v_now)
     where h.hold_id = v_hold.hold_id and h.account_id = v_account.account_id;
+    perform ducto_private.after_call(v_account, v_now);
   end if;
   v_account := ducto_private.without_expired(v_account, v_now);
   return row(v_hold.hold_id, coalesce(v_hold.member_id, v_hold.account_id), 0, v_account.balance, v_account.held, null,

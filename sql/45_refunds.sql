@@ -144,6 +144,7 @@ begin
       perform ducto_private.write_expiry(v_account.account_id, v_now);
     end if;
   end if;
+  perform ducto_private.after_call(v_account, v_now);
   v_row := ducto_private.find_transaction(v_id::text, v_account.account_id);
   return ducto_private.refund_answer(v_row, false);
 end

@@ -126,6 +126,7 @@ begin
   update ducto_private.accounts as a
   set revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_team_id;
+  perform ducto_private.after_call(v_account, v_now);
   return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
 end
 $$;
@@ -160,6 +161,7 @@ begin
   update ducto_private.accounts as a
   set revision = a.revision + 1, changed_at = v_now
   where a.account_id = p_team_id;
+  perform ducto_private.after_call(v_account, v_now);
   return row(p_team_id, p_user_id, v_role, null, v_account.revision + 1)::ducto.add_team_member_result;
 end
 $$;

@@ -1,64 +1,152 @@
--- The outbox: what happened at an edge, kept until a worker has acknowledged it. And forgetting a user's free texts.
+-- The outbox: what happened at an edge, kept until all consumers have acknowledged it. And forgetting a user's free texts.
+--
+-- An event is written without a look at who consumes it, and becomes visible when its transaction commits, later perhaps than
+-- younger ones. So no consumer remembers how far it has come: what it has fetched stands in its deliveries, and it is offered
+-- all others that are kept.
 
-create or replace function ducto.fetch_events(p_limit integer default 100, p_lease_seconds integer default 60)
+-- Deletes events older than 30 days, and forgets consumers that fetched none for as long. Passes over what is locked.
+create or replace function ducto_private.forget_events(p_now timestamptz) returns void
+language plpgsql volatile
+as $$
+declare
+  v_before constant timestamptz := p_now - interval '30 days';
+begin
+  with old as (
+    select e.event_id, e.account_id
+    from ducto_private.events as e
+    where e.event_id < ducto_private.first_id(v_before)
+    order by e.event_id
+    limit 10000
+    for update skip locked
+  ), gone as (
+    delete from ducto_private.events as e
+    using old as o
+    where e.event_id = o.event_id and e.account_id = o.account_id
+    returning e.event_id, e.account_id
+  )
+  delete from ducto_private.deliveries as d
+  using gone as g
+  where d.event_id = g.event_id and d.account_id = g.account_id;
+  delete from ducto_private.consumers as c
+  where c.consumer in (
+    select o.consumer from ducto_private.consumers as o where o.fetched_at <= v_before for update skip locked);
+end
+$$;
+
+create or replace function ducto.fetch_events(
+  p_limit integer default 100, p_lease_seconds integer default 60, p_consumer text default 'default')
 returns setof ducto.event
 language plpgsql volatile
 as $$
 declare
   v_now timestamptz := clock_timestamp();
+  v_consumer text := coalesce(p_consumer, 'default');
 begin
   perform ducto_private.check_limit(p_limit, 'Fetch again for more.');
   if p_lease_seconds not between 1 and 86400 then
     perform ducto_private.invalid(format('p_lease_seconds must be between 1 and 86400, not %s', p_lease_seconds),
       'An event that is not acknowledged by then is delivered again.');
   end if;
+  perform ducto_private.check_text(v_consumer, 'p_consumer');
+  perform ducto_private.forget_events(v_now);
+  -- From here on events are kept for it. Whoever comes second does not wait for who is doing the same.
+  if not exists (select from ducto_private.consumers as c where c.consumer = v_consumer) then
+    if pg_try_advisory_xact_lock(hashtextextended('ducto consumer ' || v_consumer, 0)) then
+      insert into ducto_private.consumers (consumer, fetched_at)
+      values (v_consumer, v_now)
+      on conflict do nothing;
+    end if;
+  else
+    update ducto_private.consumers as c
+    set fetched_at = v_now
+    where c.consumer in (
+      select o.consumer
+      from ducto_private.consumers as o
+      where o.consumer = v_consumer and o.fetched_at <= v_now - interval '1 day'
+      for update skip locked);
+  end if;
+  -- The lock on the event keeps its workers from waiting for each other. A lease given since this statement began is found by
+  -- the conflict, and stands.
   return query
   with due as (
     select e.event_id, e.account_id
     from ducto_private.events as e
-    where coalesce(e.leased_until <= v_now, true)
+    where e.event_id >= ducto_private.first_id(v_now - interval '30 days') and not exists (
+      select
+      from ducto_private.deliveries as d
+      where d.event_id = e.event_id and d.account_id = e.account_id and d.consumer = v_consumer and d.leased_until > v_now)
     order by e.event_id
     limit coalesce(p_limit, 100)
-    for update skip locked
+    for update of e skip locked
   ), leased as (
-    update ducto_private.events as e
-    set attempts = e.attempts + 1, leased_until = v_now + make_interval(secs => coalesce(p_lease_seconds, 60))
-    from due as d
-    where e.event_id = d.event_id and e.account_id = d.account_id
-    returning e.*
+    insert into ducto_private.deliveries as d (consumer, event_id, account_id, attempts, leased_until)
+    select v_consumer, u.event_id, u.account_id, 1, v_now + make_interval(secs => coalesce(p_lease_seconds, 60))
+    from due as u
+    on conflict (event_id, account_id, consumer) do update
+    set attempts = d.attempts + 1, leased_until = excluded.leased_until
+    where d.leased_until <= v_now
+    returning d.event_id, d.account_id, d.attempts
   )
-  select l.event_id::text, l.type, l.account_id, l.payload, l.attempts, l.created_at, null::text
+  select e.event_id::text, e.type, e.account_id, e.payload, l.attempts, e.created_at, null::text
   from leased as l
-  order by l.event_id;
+  join ducto_private.events as e on e.event_id = l.event_id and e.account_id = l.account_id
+  order by e.event_id;
 end
 $$;
 comment on function ducto.fetch_events is
-  'Leases the oldest events that no other worker holds: at most p_limit (1 to 1000), for p_lease_seconds (1 to '
-  '86400). One that is not acknowledged within the lease is delivered again, so deal with each so that twice does no '
-  'harm.';
+  'Leases the oldest events that no other worker of this consumer holds: at most p_limit (1 to 1000), for p_lease_seconds (1 '
+  'to 86400). One that is not acknowledged within the lease is delivered again, so deal with each so that twice does no '
+  'harm. Each consumer, named as you like, is given every event that is kept at its first fetch or written later; an event is '
+  'kept until all have acknowledged it, 30 days at most.';
 
-create or replace function ducto.ack_events(p_ids text[]) returns bigint
+create or replace function ducto.ack_events(p_ids text[], p_consumer text default 'default') returns bigint
 language plpgsql volatile
 as $$
 declare
-  v_rows bigint;
+  v_consumer text := coalesce(p_consumer, 'default');
+  v_ids uuid[];
 begin
+  perform ducto_private.check_text(v_consumer, 'p_consumer');
   -- Locked in order, so that two workers that acknowledge the same events do not wait for each other.
-  with done as (
+  with fetched as (
     select e.event_id, e.account_id
     from ducto_private.events as e
+    join ducto_private.deliveries as d on d.event_id = e.event_id and d.account_id = e.account_id
     where e.event_id = any (array(select ducto_private.to_id(i.id) from unnest(p_ids) as i (id)))
+      and d.consumer = v_consumer and d.leased_until < 'infinity'
     order by e.event_id
-    for update
+    for update of e
+  ), done as (
+    update ducto_private.deliveries as d
+    set leased_until = 'infinity'
+    from fetched as f
+    where d.event_id = f.event_id and d.account_id = f.account_id and d.consumer = v_consumer and d.leased_until < 'infinity'
+    returning d.event_id
   )
-  delete from ducto_private.events as e
-  using done as d
-  where e.event_id = d.event_id and e.account_id = d.account_id;
-  get diagnostics v_rows = row_count;
-  return v_rows;
+  select array_agg(d.event_id)
+  into v_ids
+  from done as d;
+  with gone as (
+    delete from ducto_private.events as e
+    where e.event_id = any (v_ids) and not exists (
+      select
+      from ducto_private.consumers as c
+      where not exists (
+        select
+        from ducto_private.deliveries as d
+        where d.event_id = e.event_id and d.account_id = e.account_id and d.consumer = c.consumer
+          and d.leased_until = 'infinity'))
+    returning e.event_id, e.account_id
+  )
+  delete from ducto_private.deliveries as d
+  using gone as g
+  where d.event_id = g.event_id and d.account_id = g.account_id;
+  return coalesce(cardinality(v_ids), 0);
 end
 $$;
-comment on function ducto.ack_events is 'Removes events that were dealt with, and answers how many; an unknown id is not an error.';
+comment on function ducto.ack_events is
+  'Says that a consumer has dealt with events, and answers how many; the last consumer''s removes them. An id that is unknown, '
+  'or that this consumer was not given or has acknowledged before, is not an error and does not count.';
 
 create or replace function ducto.erase_user(p_user_id text) returns bigint
 language plpgsql volatile
@@ -121,6 +209,7 @@ begin
       update ducto_private.accounts as a
       set revision = a.revision + 1, changed_at = v_now
       where a.account_id = v_account.account_id;
+      perform ducto_private.after_call(v_account, v_now);
     end if;
     v_total := v_total + v_changed;
   end loop;

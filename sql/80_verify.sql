@@ -142,6 +142,7 @@ begin
       union all select t.account_id, 'teams', 1 from ducto_private.teams as t
       union all select s.account_id, 'plan_schedules', 1 from ducto_private.plan_schedules as s
       union all select e.account_id, 'events', count(*) from ducto_private.events as e group by e.account_id
+      union all select p.account_id, 'auto_topups', 1 from ducto_private.auto_topups as p
     ) as x
     where (p_account_id is null or x.account_id = p_account_id)
       and not exists (select from ducto_private.accounts as a where a.account_id = x.account_id)
@@ -432,6 +433,30 @@ begin
       ) as r on r.refers_to = c.transaction_id and r.grant_id = l.grant_id
     ) as x
     where x.given > x.taken or x.given < x.taken and x.earlier > 0
+    union all
+    select a.account_id, 'alerts are of amounts of at least 0, and told of 80 or 100 percent', 'at least 0; null, 80 or 100',
+      format('low balance %s, refused %s, told %s of %s', a.low_balance, a.refused, a.allowance_told, a.allowance_told_of), null
+    from accounts as a
+    where a.low_balance < 0 or a.refused < 0 or a.allowance_told not in (80, 100)
+      or (a.allowance_told is null) <> (a.allowance_told_of is null)
+    union all
+    select a.account_id, 'auto_topup says whether there is one', coalesce(p.active, false)::text, a.auto_topup::text, null
+    from accounts as a
+    left join ducto_private.auto_topups as p on p.account_id = a.account_id
+    where a.auto_topup <> coalesce(p.active, false)
+    union all
+    select p.account_id, 'an open top-up counts in a month, waits for none and is told again',
+      'at least 1 in a month, no retry, a time to look', format('%s in %s, retry %s, look %s', p.this_month, p.month, p.retry_at, p.look_at),
+      p.due_key
+    from ducto_private.auto_topups as p
+    where (p_account_id is null or p.account_id = p_account_id)
+      and p.due_key is not null and (p.this_month < 1 or p.month is null or p.retry_at is not null or p.look_at is null)
+    union all
+    select d.account_id, 'a delivery is of an event', d.event_id::text, 'none', d.consumer
+    from ducto_private.deliveries as d
+    where (p_account_id is null or d.account_id = p_account_id) and not exists (
+      select from ducto_private.events as e
+      where e.event_id = d.event_id and e.account_id = d.account_id)
     union all
     select a.account_id, 'caps counts the caps', count(c.*)::text, a.caps::text, null
     from accounts as a

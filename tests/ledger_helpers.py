@@ -139,6 +139,8 @@ from pg_class as c
 where c.relnamespace = 'ducto_private'::regnamespace and c.relkind = 'r' and c.relname <> 'fake_clock'
 """
 
+_WITHOUT_ALERTS = "select to_jsonb(a) - 'refused' from ducto_private.accounts as a order by a.account_id"
+
 
 def costs(points: int | str) -> Row:
     """A usage of that exact cost."""
@@ -374,10 +376,14 @@ def refuses(error: str, **fields: Any) -> Check:
     """It answers this error, amounts of 0, no other text, today's balance of the first argument, and writes nothing."""
 
     def check(ledger: Ledger, call: Call) -> None:
-        before = ledger.tables()
+        before, accounts = ledger.tables(), ledger.sql(_WITHOUT_ALERTS)
         row = ledger.one(call)
         assert row["error"] == error, row
-        assert ledger.tables() == before
+        after = ledger.tables()
+        if error == "insufficient_credits":  # The first tells, and flags the account's row.
+            before |= {name: after[name] for name in ("accounts", "events", "auto_topups")}
+        assert after == before
+        assert ledger.sql(_WITHOUT_ALERTS) == accounts
         _assert_shows(ledger, row, fields)
         for name, value in row.items():
             if name.endswith(("_id", "expires_at")) or (isinstance(value, str) and name != "error"):

@@ -42,8 +42,8 @@ ASKING = {
     "stats days": "daily_spend --start --end --user-id",
     "stats top": "top_users --limit --start --end",
     "stats rollup": "rollup_usage",
-    "events fetch": "fetch_events --limit --lease-seconds",
-    "events ack": "ack_events ids",
+    "events fetch": "fetch_events --limit --lease-seconds --consumer",
+    "events ack": "ack_events ids --consumer",
     "pricing list": "get_pricing_history",
 }
 _MEANINGS = {
@@ -135,9 +135,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
     """write down which credits have expired, some accounts in each transaction, until none is left"""
     total = SweepResult(dry_run=arguments.dry_run)
     with manager_of(arguments) as manager:
-        while (swept := manager.sweep_expired_credits(arguments.dry_run, arguments.limit)).expired_count:
+        while (swept := manager.sweep_expired_credits(arguments.dry_run, arguments.limit)).account_count:
             total.expired_count += swept.expired_count
             total.expired_amount += swept.expired_amount
+            total.account_count += swept.account_count
             if arguments.dry_run:
                 break
     (print_json if arguments.json else print_answer)(total)

@@ -41,6 +41,7 @@ from ducto_pg.models import (
     AddTeamMemberResult,
     AggregateStatsRow,
     AllowanceResult,
+    AutoTopup,
     BalanceResult,
     CapCheckResult,
     CheckFeatureResult,
@@ -479,8 +480,35 @@ class Calls:
         """How far below zero an account may go (0 at first)."""
 
     @rpc
+    def set_low_balance(self, user_id: Id, threshold: int | None = None) -> BalanceResult:
+        """Where the event `low_balance` is told of an account: None as its plan or the config says, 0 never."""
+
+    @rpc
+    def freeze_account(self, user_id: Id, frozen: bool = True) -> BalanceResult:
+        """Refuse an account's holds, and its charges without one; settlements, refunds and grants go on."""
+
+    @rpc
+    def set_auto_topup(self, user_id: Id, threshold: int, amount: int, max_per_month: Small = 10) -> AutoTopup:
+        """Ask for `amount` by the event `topup_due` whenever less than `threshold` is available, one at a time.
+
+        `add_credits` under the event's key ends it.
+        """
+
+    @rpc
+    def remove_auto_topup(self, user_id: Id) -> AutoTopup:
+        """End automatic top-ups; the answer is what they were."""
+
+    @rpc
+    def get_auto_topup(self, user_id: Id) -> AutoTopup:
+        """An account's automatic top-up, and whether one is open."""
+
+    @rpc
+    def fail_topup(self, user_id: Id, key: Id, retry_seconds: Small = 3600) -> AutoTopup:
+        """End the open top-up of this key because it was not paid; the next opens no sooner than `retry_seconds`."""
+
+    @rpc
     def sweep_expired_credits(self, dry_run: bool = False, limit: Small = 1000) -> SweepResult:
-        """Write down what has expired, of at most `limit` accounts; once more until the count is 0.
+        """Write down what has expired, of at most `limit` accounts; once more until `account_count` is 0.
 
         Nothing depends on it: expired credits are never spent, swept or not. A dry run counts all and writes nothing.
         """
@@ -846,12 +874,15 @@ class Calls:
         """Add what is new to the sums that make statistics fast (their answers are the same without); how many."""
 
     @rpc
-    def fetch_events(self, limit: Small = 100, lease_seconds: Small = 60) -> list[Event]:
-        """The oldest events that no other worker has; they come again after the lease unless acknowledged."""
+    def fetch_events(self, limit: Small = 100, lease_seconds: Small = 60, consumer: str = "default") -> list[Event]:
+        """The oldest events that no other worker of the consumer has; again after the lease unless acknowledged.
+
+        Each consumer is given every event, and an event is kept until all have acknowledged it, 30 days at most.
+        """
 
     @rpc
-    def ack_events(self, ids: Sequence[Id]) -> int:
-        """Forget events that were dealt with; how many there were."""
+    def ack_events(self, ids: Sequence[Id], consumer: str = "default") -> int:
+        """Tell that the consumer has dealt with events; how many it had not before."""
 
     @rpc
     def erase_user(self, user_id: Id) -> int:

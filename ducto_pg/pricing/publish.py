@@ -200,6 +200,7 @@ class _Compiler:
                 "rollover": plan.rollover,
                 "features": plan.features or {},
                 "plan_factor": trim_scale(plan.factor),
+                "plan_low_balance": plan.low_balance,
                 "overrides": _overrides(plan.id) if plan.rate_overrides else None,
             }
             for plan in (config.plans or {}).values()

@@ -12,7 +12,7 @@ export type Database = {
           }
           Functions: {
             "ack_events":
-{ Args: { "p_ids": (string)[] }; Returns: number
+{ Args: { "p_consumer"?: string,"p_ids": (string)[] }; Returns: number
                            },
 "activate_pricing":
 { Args: { "p_at"?: string,"p_version": number }; Returns: Database["ducto"]['CompositeTypes']["pricing_config_result"]
@@ -161,19 +161,43 @@ export type Database = {
         isOneToOne: true
         isSetofReturn: false
       } },
+"fail_topup":
+{ Args: { "p_key": string,"p_retry_seconds"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["auto_topup"]
+                          SetofOptions: {
+        from: "*"
+        to: "auto_topup"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "fetch_events":
-{ Args: { "p_lease_seconds"?: number,"p_limit"?: number }; Returns: Database["ducto"]['CompositeTypes']["event"][]
+{ Args: { "p_consumer"?: string,"p_lease_seconds"?: number,"p_limit"?: number }; Returns: Database["ducto"]['CompositeTypes']["event"][]
                           SetofOptions: {
         from: "*"
         to: "event"
         isOneToOne: false
         isSetofReturn: true
       } },
+"freeze_account":
+{ Args: { "p_frozen"?: boolean,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["balance_result"]
+                          SetofOptions: {
+        from: "*"
+        to: "balance_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "get_active_pricing":
 { Args: Record<PropertyKey, never>; Returns: Database["ducto"]['CompositeTypes']["pricing_config_result"]
                           SetofOptions: {
         from: "*"
         to: "pricing_config_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
+"get_auto_topup":
+{ Args: { "p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["auto_topup"]
+                          SetofOptions: {
+        from: "*"
+        to: "auto_topup"
         isOneToOne: true
         isSetofReturn: false
       } },
@@ -348,6 +372,14 @@ export type Database = {
         isOneToOne: true
         isSetofReturn: false
       } },
+"remove_auto_topup":
+{ Args: { "p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["auto_topup"]
+                          SetofOptions: {
+        from: "*"
+        to: "auto_topup"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "remove_credits":
 { Args: { "p_amount": number,"p_idempotency_key"?: string,"p_metadata"?: Json,"p_paid_amount"?: number,"p_paid_currency"?: string,"p_reason"?: string,"p_transaction_id"?: string,"p_unspent_only"?: boolean,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["add_credits_result"]
                           SetofOptions: {
@@ -407,8 +439,24 @@ export type Database = {
 "rollup_usage":
 { Args: Record<PropertyKey, never>; Returns: number
                            },
+"set_auto_topup":
+{ Args: { "p_amount": number,"p_max_per_month"?: number,"p_threshold": number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["auto_topup"]
+                          SetofOptions: {
+        from: "*"
+        to: "auto_topup"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
 "set_credit_limit":
 { Args: { "p_limit": number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["balance_result"]
+                          SetofOptions: {
+        from: "*"
+        to: "balance_result"
+        isOneToOne: true
+        isSetofReturn: false
+      } },
+"set_low_balance":
+{ Args: { "p_threshold"?: number,"p_user_id": string }; Returns: Database["ducto"]['CompositeTypes']["balance_result"]
                           SetofOptions: {
         from: "*"
         to: "balance_result"
@@ -511,6 +559,8 @@ export type Database = {
                         "total_credits_consumed": number | null,"active_users": number | null,"avg_daily_spend": number | null,"top_model": string | null,"top_user": string | null,"allowance_used": number | null,"refunded": number | null,"cost": number | null,"error": string | null
                       },"allowance_result": {
                         "plan_id": string | null,"allowance_remaining": number | null,"period_start": string | null,"period_end": string | null,"error": string | null,"revision": number | null
+                      },"auto_topup": {
+                        "user_id": string | null,"threshold": number | null,"amount": number | null,"max_per_month": number | null,"status": string | null,"due_key": string | null,"this_month": number | null,"error": string | null,"revision": number | null
                       },"balance_result": {
                         "user_id": string | null,"balance": number | null,"lifetime_purchased": number | null,"reserved": number | null,"available": number | null,"credit_limit": number | null,"revision": number | null,"error": string | null,"idempotent": boolean | null
                       },"cap_check_result": {
@@ -556,7 +606,7 @@ export type Database = {
                       },"statement": {
                         "user_id": string | null,"period_start": string | null,"period_end": string | null,"opening_balance": number | null,"granted": number | null,"purchased": number | null,"charged": number | null,"allowance_used": number | null,"refunded": number | null,"removed": number | null,"expired": number | null,"closing_balance": number | null,"error": string | null,"revision": number | null
                       },"sweep_result": {
-                        "expired_count": number | null,"expired_amount": number | null,"dry_run": boolean | null,"error": string | null
+                        "expired_count": number | null,"expired_amount": number | null,"dry_run": boolean | null,"error": string | null,"account_count": number | null
                       },"team": {
                         "team_id": string | null,"name": string | null,"balance": number | null,"member_count": number | null,"created_at": string | null,"error": string | null,"revision": number | null
                       },"team_balance_result": {

@@ -93,12 +93,16 @@ GetUserPlanResult: allowance_remaining int | None = None; period_start str | Non
 PricingConfigData: rounding Literal["carry", "up", "down", "half_up"] = "carry"; metrics dict[str, Decimal] = {}
 PricingConfigData: default_plan str | None = None; signup_bonus int = 0; low_balance int | None = None
 PricingConfigData: signup_bonus_days int | None = None
+PlanDefinition: low_balance int | None = None
 PricingConfigData: timezone str = "UTC"
 PricingConfigData: overrun Literal["debt", "reject", "bounded"] = "debt"
 RefundResult: allowance_restored int = 0; allowance_lapsed int = 0; idempotent bool = False
 ReserveResult: idempotent bool = False; revision int = 0
 TeamDeductionResult: cost Decimal = Decimal(0); allowance_used int = 0; shortfall int = 0; warnings list[str] = []
 TeamDeductionResult: idempotent bool = False
+SweepResult: account_count int = 0
+AutoTopup: user_id str = ""; threshold int = 0; amount int = 0; max_per_month int = 0; status str = ""
+AutoTopup: due_key str | None = None; this_month int = 0; revision int = 0
 CostBreakdown: model_credits Decimal = Decimal(0); tool_credits Decimal = Decimal(0)
 CostBreakdown: search_credits Decimal = Decimal(0)
 CostBreakdown: cache_savings Decimal = Decimal(0); fixed_credits Decimal = Decimal(0); total Decimal = Decimal(0)
@@ -188,7 +192,7 @@ def test_refusal_raises_its_own_type(code: str) -> None:
 
 
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
-    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 27
+    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 29
     for code in ("22023", "DU003", "DU004", "DU005"):
         kind = errors.kind_of(code)
         assert kind

@@ -111,6 +111,16 @@ STEPS = [
     call("merge_accounts", from_="guest", into="bob", idempotency_key="merge"),
     call("merge_accounts", from_="guest", into="bob", idempotency_key="merge"),
     call("set_credit_limit", user_id="bob", limit=20),
+    call("set_low_balance", user_id="bob"),
+    call("set_low_balance", user_id="bob", threshold=3),
+    call("set_auto_topup", user_id="bob", threshold=1000000, amount=7),
+    call("set_auto_topup", "topup", user_id="bob", threshold=1000000, amount=8, max_per_month=2),
+    call("get_auto_topup", user_id="bob"),
+    call("fail_topup", user_id="bob", key="@topup.due_key", retry_seconds=60),
+    call("fail_topup", user_id="bob", key="another"),
+    call("remove_auto_topup", user_id="bob"),
+    call("freeze_account", user_id="bob"),
+    call("freeze_account", user_id="bob", frozen=False),
     call("set_user_plan", user_id="alice", plan_id="pro"),
     call("get_user_plan", user_id="alice"),
     call("check_allowance", user_id="alice"),
@@ -321,7 +331,9 @@ STEPS = [
     call("rollup_usage"),
     call("spend_by_user"),
     call("fetch_events", "event", limit=1, lease_seconds=30),
+    call("fetch_events", limit=1, consumer="mailer"),
     call("ack_events", ids=["@event.0.event_id"]),
+    call("ack_events", ids=["@event.0.event_id"], consumer="mailer"),
     call("fetch_events"),
     call("verify_ledger"),
     call("verify_ledger", account_id="alice"),
@@ -382,7 +394,9 @@ class Scenario:
             return {key: self.comparable(item) for key, item in value.items()}
         if isinstance(value, list):
             return [self.comparable(item) for item in value]
-        if isinstance(value, str) and re.fullmatch(r"(team_)?[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", value):
+        if isinstance(value, str) and re.fullmatch(
+            r"((team|topup)_)?[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", value
+        ):
             return self.ids.setdefault(value, f"id {len(self.ids)}")
         if isinstance(value, str) and re.match(r"20\d\d-\d\d-\d\d", value):
             return value if value == FAR else "a time"

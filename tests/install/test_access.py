@@ -25,8 +25,8 @@ Denied = psycopg.errors.InsufficientPrivilege
 # The audience of each function, by the contract.
 CALL = {
     *("calculate_cost", "read_usage", "explain_transaction", "version"),
-    *("get_active_pricing", "get_balance", "get_pricing_config", "get_pricing_history", "get_reservation"),
-    *("get_statement", "get_transaction", "list_reservations", "list_transactions"),
+    *("get_active_pricing", "get_auto_topup", "get_balance", "get_pricing_config", "get_pricing_history"),
+    *("get_reservation", "get_statement", "get_transaction", "list_reservations", "list_transactions"),
     *("reserve", "reserve_credits", "extend_reservation", "release_reservation"),
     *("deduct", "deduct_credits", "deduct_fixed", "deduct_batch", "refund_credits"),
     *("get_user_plan", "check_allowance", "check_feature", "check_spend_cap", "list_spend_caps"),
@@ -46,6 +46,7 @@ ADMIN = CALL | {
     *("activate_pricing", "unschedule_pricing", "add_credits", "remove_credits", "set_credit_limit", "verify_ledger"),
     *("merge_accounts", "set_user_plan", "set_spend_cap", "remove_spend_cap", "sweep_expired_credits"),
     *("create_team", "add_team_member", "remove_team_member", "fetch_events", "ack_events", "rollup_usage"),
+    *("freeze_account", "set_low_balance", "set_auto_topup", "remove_auto_topup", "fail_topup"),
 }
 OWN = {"my_balance", "my_daily_spend", "my_plan", "my_statement", "my_transactions"}
 OWNER_ONLY = {"erase_user"}

@@ -17,7 +17,7 @@ Connect = Callable[..., Connection]
 
 # Every RPC: volatility, name, arguments with types and defaults, answer.
 RPCS = """
-volatile ack_events(p_ids text[]) -> bigint
+volatile ack_events(p_ids text[], p_consumer text = 'default') -> bigint
 volatile activate_pricing(p_version integer, p_at timestamptz = null) -> pricing_config_result
 volatile add_credits(p_user_id text, p_amount bigint, p_type text = 'adjustment', p_metadata jsonb = null, \
 p_expires_at timestamptz = null, p_idempotency_key text = null, p_paid_amount numeric = null, p_paid_currency text = \
@@ -54,8 +54,11 @@ volatile erase_user(p_user_id text) -> bigint
 stable explain_transaction(p_transaction_id text, p_user_id text = null) -> explanation
 volatile extend_reservation(p_reservation_id text, p_add_amount bigint = 0, p_ttl_seconds integer = null, p_user_id \
 text = null, p_idempotency_key text = null) -> reserve_result
-volatile fetch_events(p_limit integer = 100, p_lease_seconds integer = 60) -> setof event
+volatile fail_topup(p_user_id text, p_key text, p_retry_seconds integer = 3600) -> auto_topup
+volatile fetch_events(p_limit integer = 100, p_lease_seconds integer = 60, p_consumer text = 'default') -> setof event
+volatile freeze_account(p_user_id text, p_frozen boolean = true) -> balance_result
 stable get_active_pricing() -> pricing_config_result
+stable get_auto_topup(p_user_id text) -> auto_topup
 stable get_balance(p_user_id text, p_at timestamptz = null) -> balance_result
 stable get_pricing_config(p_version integer) -> pricing_config_result
 stable get_pricing_history() -> setof pricing_config_history_item
@@ -82,6 +85,7 @@ stable read_usage(p_body jsonb, p_api text = null, p_model text = null) -> jsonb
 volatile refund_credits(p_transaction_id text, p_amount bigint = null, p_reason text = null, p_metadata jsonb = null, \
 p_idempotency_key text = null, p_user_id text = null) -> refund_result
 volatile release_reservation(p_reservation_id text, p_user_id text = null) -> reserve_result
+volatile remove_auto_topup(p_user_id text) -> auto_topup
 volatile remove_credits(p_user_id text, p_amount bigint, p_reason text = null, p_transaction_id text = null, \
 p_metadata jsonb = null, p_idempotency_key text = null, p_unspent_only boolean = false, p_paid_amount numeric = null, \
 p_paid_currency text = null) -> add_credits_result
@@ -101,7 +105,10 @@ p_metadata jsonb = null, p_min_balance bigint = null, p_ttl_seconds integer = 60
 p_model text = null, p_labels text[] = null, p_occurred_at timestamptz = null, p_overrun text = null) -> \
 reserve_result
 volatile rollup_usage() -> bigint
+volatile set_auto_topup(p_user_id text, p_threshold bigint, p_amount bigint, p_max_per_month integer = 10) -> \
+auto_topup
 volatile set_credit_limit(p_user_id text, p_limit bigint) -> balance_result
+volatile set_low_balance(p_user_id text, p_threshold bigint = null) -> balance_result
 volatile set_spend_cap(p_user_id text, p_limit bigint, p_cap_type text = 'daily', p_model text = null, p_action text = \
 'deny', p_label text = null) -> spend_cap
 volatile set_user_plan(p_user_id text, p_plan_id text = null, p_when text = 'now', p_anchor timestamptz = null, \

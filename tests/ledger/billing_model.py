@@ -102,6 +102,7 @@ class Lot:
     expires_at: datetime
     expired: int = 0
     renewed: int = 0
+    told: bool = False
 
     def gone(self, now: datetime) -> int:
         """What cannot be taken back: what has expired, or is due, kept for a hold or not."""
@@ -161,6 +162,7 @@ class Hold:
     charged: int = 0
     given: int = 0
     cost: Decimal = Decimal(0)
+    told: bool = False
     end: tuple[Any, Answer] | None = None
 
 
@@ -204,6 +206,8 @@ class Account:
     keys: dict[tuple[str, str], tuple[Any, Answer]] = field(default_factory=dict)
     events: list[tuple[str, Answer]] = field(default_factory=list)
     changes: int = 0
+    refused: int | None = None  # What must be available before another refusal for funds is told.
+    told: tuple[date | None, int] = (None, 0)  # The percent of the allowance that was told last, and of which month.
 
     def open_holds(self, now: datetime, but: Hold | None = None) -> list[Hold]:
         return [hold for hold in self.holds if is_open(hold, now) and hold is not but]
@@ -287,7 +291,17 @@ class Billing:
         self.activations: list[tuple[int, datetime | None]] = [(0, None)]
         self.clock = clock
         self.accounts: dict[str, Account] = {}
+        self._touched: list[Account] = []
         self._numbers = count(1)
+
+    def call(self, rpc: str, arguments: Mapping[str, Any]) -> Any:
+        """A call, after which no account that has enough counts as refused."""
+        self._touched.clear()
+        answer = getattr(self, rpc)(**arguments)
+        for account in self._touched:
+            if account.refused is not None and self._available(account) >= account.refused:
+                account.refused = None
+        return answer
 
     # Accounts, time, prices
 
@@ -456,8 +470,10 @@ class Billing:
         now = self.now(account)
         due = list(account.expiries(now))
         self.accounts[account.account_id] = account
+        self._touched.append(account)
         account.changed_at = now
         account.changes += 1
+        self._end_holds(account, now)
         self._expire(account, due, now)
         return now
 
@@ -466,9 +482,60 @@ class Billing:
             lot.remainder -= expired
             lot.expired += expired
             about = {"refers_to": lot.transaction_id, "expires_at": lot.expires_at, "occurred_at": moment}
+            before = self._at_hand(account, now)
             self._write(account, "expiry", -expired, now, **about)
+            self._tell_low(account, before, now)
             told = {"transaction_id": lot.transaction_id, "amount": expired, "expires_at": lot.expires_at}
             account.events.append(("lot_expired", told))
+
+    def _end_holds(self, account: Account, now: datetime) -> bool:
+        """Tell which holds have expired; whether any has that was not told."""
+        ended = [hold for hold in account.holds if hold.status == "active" and hold.expires_at <= now and not hold.told]
+        for hold in ended:
+            hold.told = True
+            told = {"actor_id": hold.actor_id or account.account_id, "amount": hold.amount, "charged": hold.charged}
+            told |= {"reservation_id": hold.reservation_id, "expires_at": hold.expires_at}
+            account.events.append(("hold_expired", told))
+        return bool(ended)
+
+    def _available(self, account: Account) -> int:
+        available: int = self.get_balance(account.account_id)["available"]
+        return available
+
+    def _at_hand(self, account: Account, now: datetime) -> int:
+        """What is available and what is reserved, by the balance as it is written."""
+        floor = self._min_balance(account) - account.credit_limit
+        return max(account.held(now), self.allowance_left(account, now) + max(0, account.balance - floor))
+
+    def _tell_low(self, account: Account, before: int, now: datetime) -> None:
+        low = self.versions[self.active(now)].low
+        if low and before > low >= self._at_hand(account, now):
+            account.events.append(("low_balance", {"balance": account.balance, "low_balance": low}))
+
+    def _refuse_funds(self, account: Account, amount: int, actor: str | None, **told: Any) -> Refused:
+        """A refusal for funds: the first is told, where the account is open."""
+        if account.account_id in self.accounts:
+            available = self._available(account)
+            if account.refused is None or available >= account.refused:
+                account.refused = max(amount, available + 1)
+                about = {"actor_id": actor or account.account_id, "amount": amount, "available": available}
+                account.events.append(("refused", about))
+        return self._refused(account, "insufficient_credits", **told)
+
+    def _tell_allowance(self, account: Account, now: datetime) -> None:
+        month, left = self.window("monthly", now), self.allowance_left(account, now)
+        used = sum(row.allowance_used for row in account.rows if self.window("monthly", row.created_at) == month)
+        known = account.told[1] if account.told[0] == month else 0
+        for percent in (80, 100):
+            if known < percent and used * 100 >= (used + left) * percent:
+                account.told = (month, percent)
+                told = {
+                    "percent": percent,
+                    "plan_id": account.plan,
+                    "allowance_used": used,
+                    "allowance_remaining": left,
+                }
+                account.events.append(("allowance_used", told))
 
     def _write(self, account: Account, kind: str, amount: int, now: datetime, **more: Any) -> Row:
         before, account.balance = account.balance, account.balance + amount
@@ -484,9 +551,6 @@ class Billing:
             **more,
         )
         account.rows.append(row)
-        low = self.versions[self.active(now)].low
-        if low and before > low >= account.balance:
-            account.events.append(("low_balance", {"balance": account.balance, "low_balance": low}))
         if before >= 0 > account.balance:
             account.events.append(("debt_begun", {"balance": account.balance}))
         return row
@@ -553,7 +617,7 @@ class Billing:
         floor = (self._min_balance(account) if least is None else least) - account.credit_limit
         needed = max(0, held + amount - left)
         if amount and needed and account.net(now) - needed < floor:
-            raise self._refused(account, "insufficient_credits")
+            raise self._refuse_funds(account, amount, member)
         return warning
 
     def _min_balance(self, account: Account) -> int:
@@ -663,13 +727,17 @@ class Billing:
         if grant is not None:
             grant.removed += amount
             account.lifetime_purchased -= amount if grant.type == "purchase" else 0
+        before = self._at_hand(account, now)
         row = self._write(account, "removal", -amount, now, refers_to=transaction_id, taken=taken, outside=outside)
+        self._tell_low(account, before, now)
         return self._remember(account, "ledger", idempotency_key, request, self._added(account, row))
 
     def set_credit_limit(self, user_id: str, limit: int) -> Answer:
         account = self._open(user_id)
-        self._begin(account)
+        now = self._begin(account)
+        before = self._at_hand(account, now)
         account.credit_limit = limit
+        self._tell_low(account, before, now)
         return self.get_balance(user_id)
 
     # Holds
@@ -728,6 +796,7 @@ class Billing:
         warning = self._admit(account, amount, names, member, min_balance)
         self._check_range(account, account.held(self.now(account)) + amount)
         now = self._begin(account)
+        account.refused = None if amount else account.refused
         hold = Hold(
             reservation_id=self._id("hold"),
             actor_id=member,
@@ -789,6 +858,7 @@ class Billing:
         warning = self._admit(account, add_amount, hold.names, hold.actor_id, hold.min_balance)
         self._check_range(account, account.held(self.now(account)) + add_amount)
         now = self._begin(account)
+        account.refused = None if add_amount else account.refused
         hold.amount += add_amount
         hold.given += add_amount
         if ttl_seconds is not None:
@@ -876,10 +946,12 @@ class Billing:
             if not is_open(hold, now):
                 warnings.append("reservation_expired")
             if shortfall and terms.overrun == "reject":
-                raise self._refused(account, "insufficient_credits", shortfall=shortfall)
+                raise self._refuse_funds(account, charged, member, shortfall=shortfall)
             self._check_range(account, account.net(now) - max(0, charged - left), hold.charged + charged)
         now = self._begin(account)
         debit = max(0, charged - left)
+        at_hand = self._at_hand(account, now)
+        account.refused = None if charged and hold is None else account.refused
         spent = {cap: self.spent_of_cap(account, *named, now) for named, cap in account.caps.items()}
         matching = [cap for (_, model), cap in account.caps.items() if matches(model, names)]
         if hold is not None:
@@ -891,6 +963,12 @@ class Billing:
             before = self.spent_of_member(account, member, of.period, now)
             if of.spend_cap is not None and before + debit > of.spend_cap:
                 warnings.append("member_cap_exceeded")
+        if member is not None and (limit := account.members[member].spend_cap) is not None:
+            period = account.members[member].period
+            before = self.spent_of_member(account, member, period, now)
+            if before < limit <= before + debit:
+                reached = {"user_id": member, "spend_cap": limit, "spend_cap_period": period, "spent": before + debit}
+                account.events.append(("member_cap_reached", reached))
         taken, outside = self._burn(account, debit, now, hold)
         account.carry = carry
         row = self._write(
@@ -939,6 +1017,10 @@ class Billing:
             if final:
                 hold.status = "settled"
                 hold.end = (request, answer) if idempotency_key is None else None
+        if charged:
+            self._tell_low(account, at_hand, now)
+        if left:
+            self._tell_allowance(account, now)
         return self._remember(account, "ledger", idempotency_key, request, answer)
 
     def _settlement(self, price: Price, hold: Hold, final: bool, asked: Any) -> Quote:
@@ -1089,8 +1171,20 @@ class Billing:
             due = list(account.expiries(self.now(account)))
             expired += sum(amount for _, _, amount in due)
             lots += len({lot.lot_id for _, lot, _ in due})
-            if due and not dry_run:
+            if dry_run:
+                continue
+            now = self.now(account)
+            if due:
                 self._begin(account)
+            elif self._end_holds(account, now):
+                account.changed_at = now
+                self._touched.append(account)
+            for lot in account.live_lots(now):
+                if lot.expires_at <= now + timedelta(7) and not lot.told:
+                    lot.told = True
+                    told = {"transaction_id": lot.transaction_id, "amount": lot.remainder, "expires_at": lot.expires_at}
+                    account.events.append(("credits_expiring", told))
+                    self._touched.append(account)
         return {"expired_count": lots, "expired_amount": min(MOST, expired), "dry_run": dry_run}
 
     # Plans and caps

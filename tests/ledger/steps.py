@@ -46,6 +46,11 @@ STEPS: dict[str, Step] = {
     "set a plan": lambda m, at: m.set_user_plan(at["user"], "pro"),
     "set a cap": lambda m, at: m.set_spend_cap(at["user"], 500),
     "set a cap on a label": lambda m, at: m.set_spend_cap(at["user"], 500, "lifetime", label="key"),
+    "set a low balance": lambda m, at: m.set_low_balance(at["user"], 5),
+    "set a top-up": lambda m, at: m.set_auto_topup(at["user"], 500, 100),
+    "fail a top-up": lambda m, at: m.fail_topup(at["user"], m.set_auto_topup(at["user"], 500, 100).due_key or "", 60),
+    "remove a top-up": lambda m, at: [m.set_auto_topup(at["user"], 5, 100), m.remove_auto_topup(at["user"])][1],
+    "thaw": lambda m, at: m.freeze_account(at["user"], False),
 }
 
 # The same of a team.
@@ -93,6 +98,7 @@ READS: dict[str, Step] = {
     "daily_spend": lambda m, at: m.daily_spend(),
     "explain_transaction": lambda m, at: m.explain_transaction(at["charge"]),
     "get_active_pricing": lambda m, at: m.get_active_pricing(),
+    "get_auto_topup": lambda m, at: m.get_auto_topup(at["user"]),
     "get_balance": lambda m, at: m.get_balance(at["user"]),
     "get_pricing_config": lambda m, at: m.get_pricing_config(1),
     "get_pricing_history": lambda m, at: m.get_pricing_history(),

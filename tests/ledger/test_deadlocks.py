@@ -247,6 +247,7 @@ def erase(user: str) -> Call:
 
 
 def events_of(manager: CreditManager, *users: str) -> list[str]:
+    """The events of these users, which the consumer "other" has fetched."""
     rows = connection(manager).execute(
         "select event_id::text from ducto_private.events where account_id = any (%s) order by event_id", [list(users)]
     )
@@ -264,7 +265,7 @@ HOLDERS: dict[str, Call] = {
     "first": lambda m: m.deduct_credits("aa", 1),
     "pool": lambda m: m.deduct_team_credits("mm", "aa", 1),
     "events": lambda m: m.fetch_events(),
-    "event": lambda m: m.ack_events([events_of(m, "zz")[1]]),
+    "event": lambda m: m.ack_events([events_of(m, "zz")[1]], "other"),
     "erase": erase("zz"),
 }
 FORGETS = list(product(HOLDERS, ["rollback", "commit"], permutations(FORGETTING)))
@@ -282,12 +283,14 @@ class TestForgetting:
         return owner
 
     def refill(self, owner: CreditManager) -> None:
-        """Something to forget, and events of each."""
+        """Something to forget, and events of each, no others."""
+        connection(owner).execute("truncate ducto_private.events, ducto_private.deliveries")
         for user in ("aa", "zz"):
             owner.add_credits(user, 100, metadata={"of": user}).or_raise()
             owner.deduct_team_credits("mm", user, 1, metadata={"of": user}).or_raise()
             for plan in ("pro", "free", None):
                 owner.set_user_plan(user, plan).or_raise()
+        owner.fetch_events(1000, consumer="other")
 
     def play(self, connect: Connect, team: CreditManager, cases: list[Any]) -> None:
         cast, waited = Cast(connect, 6), []
@@ -297,7 +300,7 @@ class TestForgetting:
             cast.open(0, HOLDERS[holder])
             for number, name in enumerate(order):
                 cast.start(1 + number, FORGETTING[name])
-            cast.start(5, lambda m, ids=ids: m.ack_events(ids[::-1]))  # type: ignore[misc]
+            cast.start(5, lambda m, ids=ids: m.ack_events(ids[::-1], "other"))  # type: ignore[misc]
             waited.append(cast.waiters())
             cast.sessions[0].execute(ends)
             told = {error for answer in cast.answers() for error in errors(answer)}
@@ -321,7 +324,7 @@ class TestForgetting:
         cast.start(1, erase("zz"))
         cast.start(2, erase("aa"))
         assert cast.waiters() == 2
-        cast.start(3, lambda m: m.ack_events(ids))
+        cast.start(3, lambda m: m.ack_events(ids, "other"))
         cast.sessions[0].rollback()
         first, second, acknowledged = cast.answers()
         cast.close()

@@ -469,6 +469,7 @@ REFUSED: dict[str, Step] = {
     "not_a_member": lambda m, at: m.deduct_team_credits(at["team"], "bob", 1),
     "member_cap_exceeded": lambda m, at: m.deduct_team_credits(at["team"], at["user"], 71),
     "invalid_argument": lambda m, at: m.deduct_batch([{"user_id": at["user"], "amount": -1}])[0],
+    "topup_not_found": lambda m, at: m.fail_topup(at["user"], "another"),
 }
 
 
@@ -491,6 +492,7 @@ class TestTheCallersTransaction:
         other.release_reservation(at["released"]).or_raise()
         other.add_credits("alice", 1, idempotency_key="key").or_raise()
         other.remove_credits("alice", 1).or_raise()
+        assert other.deduct_credits("alice", 51).error  # Only the first refusal for funds writes anything.
         return at
 
     @pytest.fixture(params=LEVELS, ids=lambda level: level.name)

@@ -149,7 +149,7 @@ class Pair:
             self.keyed.append((rpc, given))
         call = Call(rpc, (), self.real(given))
         try:
-            told = getattr(self.model, rpc)(**given)
+            told = self.model.call(rpc, given)
         except Refused as refused:
             self.story.append(f"  {refused.error}")
             self.refuses(call, refused)

@@ -139,6 +139,15 @@ CORRUPTIONS = [
         "held is the sum of the open holds",
     ),
     ("holds set expires_at = 'epoch' where status = 'active'", "no open hold expires before holds_due_at"),
+    ("accounts set refused = -1", "alerts are of amounts of at least 0, and told of 80 or 100 percent"),
+    ("accounts set low_balance = -1", "alerts are of amounts of at least 0, and told of 80 or 100 percent"),
+    ("accounts set allowance_told = 80", "alerts are of amounts of at least 0, and told of 80 or 100 percent"),
+    ("accounts set auto_topup = false", "auto_topup says whether there is one"),
+    ("auto_topups set active = false, due_key = null", "auto_topup says whether there is one"),
+    ("auto_topups set this_month = 0", "an open top-up counts in a month, waits for none and is told again"),
+    ("auto_topups set look_at = null", "an open top-up counts in a month, waits for none and is told again"),
+    ("auto_topups set retry_at = now()", "an open top-up counts in a month, waits for none and is told again"),
+    ("deliveries set event_id = gen_random_uuid()", "a delivery is of an event"),
 ]
 
 
@@ -161,6 +170,8 @@ def test_verify_ledger_finds(module_ledger: Ledger, corruption: str, invariant: 
             ask.refund_credits("@charge", 2),
             ask.remove_credits("u", 5, transaction_id="@grant2"),
             ask.reserve_credits("u", 7),
+            ask.set_auto_topup("u", 90, 5),
+            ask.fetch_events(),
         ):
             step(ledger)
         assert ledger.violations() == []
@@ -200,7 +211,17 @@ def test_verify_ledger_misses(module_ledger: Ledger, gone: str) -> None:
 
 @pytest.mark.parametrize(
     "table",
-    ["transactions", "holds", "hold_keys", "credit_lots", "spend_caps", "teams", "team_members", "events"],
+    [
+        "transactions",
+        "holds",
+        "hold_keys",
+        "credit_lots",
+        "spend_caps",
+        "teams",
+        "team_members",
+        "events",
+        "auto_topups",
+    ],
 )
 def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: str) -> None:
     with module_ledger.conn.transaction(force_rollback=True):
@@ -211,6 +232,7 @@ def test_verify_ledger_finds_rows_of_no_account(module_ledger: Ledger, table: st
             ask.add_credits("u", 50, expires_at="2999-01-01"),
             ask.add_team_member("u", "ann"),
             ask.set_spend_cap("u", 100),
+            ask.set_auto_topup("u", 5, 5),
             ask.reserve_team_credits("u", "ann", 5, key="k"),
         ):
             step(ledger)
