@@ -192,7 +192,7 @@ def test_refusal_raises_its_own_type(code: str) -> None:
 
 
 def test_errors_have_one_type_per_refusal_and_are_value_errors_where_the_input_is_at_fault() -> None:
-    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 29
+    assert len(set(errors.REFUSALS.values())) == len(errors.REFUSALS) == 30
     for code in ("22023", "DU003", "DU004", "DU005"):
         kind = errors.kind_of(code)
         assert kind
