@@ -153,7 +153,7 @@ def _import(arguments: argparse.Namespace) -> None:
         )
     except DuctoError as error:
         raise DuctoError(f"{file}: {error}" if file else str(error)) from error
-    for remark in prices.remarks:
+    for remark in [*prices.remarks, *(() if given.costs else prices.disputes)]:
         print(f"ducto-pg: {remark}", file=sys.stderr)
     if old:
         print("\n".join(diff(old, load(new))) or "no difference")

@@ -424,6 +424,59 @@ def test_a_tariff(run: Run) -> None:
     assert batch.models.keys() == {"claude-opus-5:batch"}
 
 
+def both_orders(run: Run, *parts: str) -> tuple[str, str]:
+    """The list and the remarks, which are the same in whatever order the providers stand."""
+    (_, out, err), other = (run(" ".join(("--provider", one, "--provider", two, *parts[2:]))) for one, two in
+        (parts[:2], parts[1::-1]))  # fmt: skip
+    assert load(out) == load(other[1])
+    assert (other[0], sorted(err.splitlines())) == (0, sorted(other[2].splitlines()))
+    return out, err
+
+
+def test_a_providers_own_name_is_no_alias_of_anothers(run: Run) -> None:
+    """Anthropic's API answers claude-sonnet-4-5-20250929; Bedrock asks 10 percent more for what it calls so too."""
+    models = ("--model", "aws/*claude-haiku-4-5*", "--model", "anthropic/claude-sonnet-4-5")
+    out, err = both_orders(run, "aws", "anthropic", *models)
+    engine = PricingEngine(load(out))
+    bedrock = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+    names = ["claude-sonnet-4-5-20250929", "claude-haiku-4-5-20251001", bedrock]
+    assert [engine.resolve_model(name) for name in names] == [
+        "claude-sonnet-4-5", None, "regional.anthropic.claude-haiku-4-5-20251001-v1:0",
+    ]  # fmt: skip
+    usage = {"model": "claude-sonnet-4-5-20250929", "input_tokens": 300_000, "output_tokens": 1000}
+    assert engine.calculate(usage).total == Decimal("1.8225")
+    head = " ".join(out.partition("\nversion: 1")[0].replace("\n#", "").split())
+    for said in (
+        "no alias claude-haiku-4-5-20251001 for aws's regional.anthropic.claude-haiku-4-5-20251001-v1:0",
+        "claude-sonnet-4-5-20250929 costs what anthropic's claude-sonnet-4-5 does; aws has another price",
+    ):
+        assert said in err
+        assert said in head
+    Path("two.yaml").write_text(out)
+    assert run("--update two.yaml --dry-run")[1] == "no difference\n"
+
+
+def test_a_provider_that_knows_anothers_names_takes_no_alias_of_them(run: Run) -> None:
+    models = ("--model", "google/gemini-2.5-pro", "--model", "aws/*claude-haiku-4-5*")
+    out, err = both_orders(run, "google", "aws", *models)
+    config = load(out)
+    for name in ("us.anthropic.claude-haiku-4-5-20251001-v1:0", "eu.anthropic.claude-haiku-4-5-20251001-v1:0"):
+        served = PricingEngine(config).resolve_model(name)
+        assert served == "regional.anthropic.claude-haiku-4-5-20251001-v1:0"
+    assert err.count("\n") == 1
+    assert "no alias claude-haiku-4-5-20251001 for" in err
+
+
+def test_a_key_that_goes_on_after_the_name_has_the_dated_names_as_aliases(run: Run) -> None:
+    engines = [
+        PricingEngine(load(run(f"--provider {provider} --tariff processing=batch --key {{}}:batch")[1]))
+        for provider in ("anthropic", "openai")
+    ]
+    names = ("claude-sonnet-4-5-20250929:batch", "claude-haiku-4-5-20251001:batch")
+    assert [engines[0].resolve_model(name) for name in names] == ["claude-sonnet-4-5:batch", "claude-haiku-4-5:batch"]
+    assert engines[1].resolve_model("gpt-5-2025-08-07:batch") == "gpt-5:batch"
+
+
 def test_the_price_of_a_day_and_what_comes_after(run: Run) -> None:
     _, _, err = run("--provider deepseek --model deepseek-v4-pro --on 2026-08-01")
     assert "deepseek-v4-pro: the catalogue has another price from 2026-08-17 on" in err

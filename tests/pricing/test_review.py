@@ -82,6 +82,15 @@ REMARKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no tools": ({"tools": {}}, ["there is no section tools: tool calls are free"]),
     "some tools": (
         {"tools": {"x": "tool_calls"}}, ["tools has no _default: calls of other tools than x are free"]),
+    "an alias that takes a name from a key": (
+        {"models": {"claude-x": ALL, "aws.x": ALL + " * 2", "same": ALL},
+         "aliases": {"claude-x-20250929": "aws.x", "claude-x-latest": "same", "*x-latest": "aws.x", "y": "aws.x"}},
+        ["aliases.claude-x-20250929: claude-x would serve this name at another price than aws.x: see that it is meant"],
+    ),
+    "a key that no name of Bedrock reaches": (
+        {"models": {"regional.a": ALL, "regional.b": ALL}, "aliases": {"*us.a": "regional.a"}},
+        ["models.regional.b: Bedrock's names have a region there, as us.…: without an alias none reaches this key"],
+    ),
     "a default": (
         {"models": {"_default": ALL}},
         ["models._default prices every model that has no line of its own, whatever it costs you"],
