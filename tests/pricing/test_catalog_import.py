@@ -505,6 +505,15 @@ plans:
 """
 
 
+def test_an_update_keeps_the_part_of_the_factor_that_it_does_not_name(run: Run) -> None:
+    wanted = "--provider openai --model gpt-5"
+    run(f"{wanted} --credits-per-usd 1000 --markup 1.3 -o mine.yaml")
+    for more, factor in (("--markup 1.5", 1500), ("", 1500), ("--credits-per-usd 100", 150), ("--markup 1", 100)):
+        code, _, err = run(f"{wanted} {more} --update mine.yaml")
+        assert (code, err, load(Path("mine.yaml")).factor) == (0, "", factor)
+    assert "factor: 100\n" in run(f"{wanted} --credits-per-usd 100")[1]
+
+
 def test_an_update_keeps_what_was_written_by_hand(run: Run) -> None:
     Path("mine.yaml").write_text(HAND)
     dry = run("--provider openai --model gpt-5 --model gpt-5-pro --update mine.yaml --dry-run")
@@ -561,6 +570,7 @@ BAD = [
     ("--update there.yaml", "its header names no import: say which with --provider"),
     ("--update made.yaml --markup 2", "--markup needs the whole command"),
     ("--provider openai --model gpt-5 --credits-per-usd 100 --update there.yaml", "a new factor would change"),
+    ("--provider openai --model gpt-5 --markup 2 --update factor.yaml", "its factor is 1300: say how much of it is"),
     ("--provider openai --model gpt-5 --update flow.yaml", "only a section with a line for each key"),
     ("--provider openai --model gpt-5 --update list.json", "only a YAML file with a line for each key"),
     ("--provider openai --model gpt-5 --update beside.yaml", "says cached: beside"),
@@ -575,6 +585,7 @@ def test_bad_input_is_a_clear_error(run: Run, line: str, said: str) -> None:
     Path("made.yaml").write_text(
         "# Made by `ducto-pg pricing import` x:\n#   ducto-pg pricing import\n# written by hand.\n"
     )
+    Path("factor.yaml").write_text("factor: 1300\nmodels:\n  gpt-5: input_tokens\n")
     Path("flow.yaml").write_text("models: {mine: input_tokens}\n")
     Path("list.json").write_text('{"models": {"mine": "input_tokens"}}')
     Path("beside.yaml").write_text("cached: beside\nmodels:\n  mine: input_tokens\n")
