@@ -704,7 +704,7 @@ begin
   if v_first_zone is null then
     raise notice 'days and months are those of % for ever: the first activation fixes the time zone', v_zone
       using hint = case when p_at is null
-        then 'Before the first charge a fresh installation is the way to another.'
+        then 'To have another, install ducto_pg anew in an empty database: no later version can change it.'
         else 'unschedule_pricing takes it back before its time.' end;
   end if;
   select t.default_plan
