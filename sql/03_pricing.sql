@@ -581,7 +581,7 @@ returns ducto.cost_breakdown
 language plpgsql stable
 as $$
 declare
-  v_usage constant jsonb := ducto_private.checked_usage(ducto_private.given_usage(p_metrics, p_version));
+  v_usage constant jsonb := ducto_private.checked_usage(ducto_private.counted_usage(ducto_private.read_given(p_metrics), p_version));
   v_now timestamptz := clock_timestamp();
   v_plan text;
   v_terms ducto_private.terms;

@@ -83,11 +83,12 @@ declare
   v_parts jsonb := '[]';
   v_parts_at constant text[] := string_to_array(p_fields #>> '{parts,at}', '.');
   v_nodes jsonb;
+  v_keys constant text[] := array(select k.key from jsonb_array_elements_text(p_fields -> 'keys') as k (key));
 begin
   for v_event in
     select e.value
     from jsonb_array_elements(p_events) with ordinality as e (value, place)
-    where jsonb_typeof(e.value) = 'object'
+    where jsonb_typeof(e.value) = 'object' and jsonb_strip_nulls(e.value) ?| v_keys
     order by e.place
   loop
     v_place := (
@@ -335,8 +336,7 @@ begin
 end
 $$;
 
--- What read_usage answers; p_cached_beside leaves cached input out of input_tokens.
-create or replace function ducto_private.read_body(p_body jsonb, p_api text, p_model text, p_cached_beside boolean) returns jsonb
+create or replace function ducto_private.read_body(p_body jsonb, p_api text, p_model text) returns jsonb
 language plpgsql stable parallel safe
 as $$
 declare
@@ -401,20 +401,13 @@ begin
       end if;
     end if;
   end loop;
-  if p_cached_beside and v_usage ?| array['cache_read_tokens', 'cache_write_tokens'] then
-    v_one := to_jsonb(greatest(0, coalesce((v_usage ->> 'input_tokens')::bigint, 0)
-      - coalesce((v_usage ->> 'cache_read_tokens')::bigint, 0) - coalesce((v_usage ->> 'cache_write_tokens')::bigint, 0)));
-    v_usage := (v_usage - 'input_tokens')
-      || case when v_one = '0' then '{}' else jsonb_build_object('input_tokens', v_one) end;
-  end if;
   return v_usage;
 end
 $$;
 
--- A usage as a call gives it: itself, or {"body": …, "api": …, "model": …} read as the config of a version (null: of the active
--- one) counts cached input.
-create or replace function ducto_private.given_usage(p_usage jsonb, p_version integer default null) returns jsonb
-language plpgsql stable
+-- A usage as a call gives it: itself, or of {"body": …, "api": …, "model": …} a {"body": …} of what was read.
+create or replace function ducto_private.read_given(p_usage jsonb) returns jsonb
+language plpgsql stable parallel safe
 as $$
 begin
   if jsonb_typeof(p_usage) is distinct from 'object' or not p_usage ? 'body' then
@@ -426,8 +419,19 @@ begin
     perform ducto_private.invalid('p_metrics: beside body stand only api and model, both texts',
       'What the provider''s answer does not say is added to what ducto.read_usage() answers.', left(p_usage::text, 200));
   end if;
-  return ducto_private.read_body(p_usage -> 'body', p_usage ->> 'api', p_usage ->> 'model',
-    (ducto_private.find_terms(p_version, null, clock_timestamp())).cached = 'beside');
+  return jsonb_build_object('body', ducto_private.read_body(p_usage -> 'body', p_usage ->> 'api', p_usage ->> 'model'));
+end
+$$;
+
+-- A usage that was read, where cached input is counted beside input_tokens.
+create or replace function ducto_private.without_cached(p_usage jsonb) returns jsonb
+language plpgsql immutable parallel safe
+as $$
+declare
+  v_input constant numeric := coalesce((p_usage ->> 'input_tokens')::numeric, 0)
+    - coalesce((p_usage ->> 'cache_read_tokens')::numeric, 0) - coalesce((p_usage ->> 'cache_write_tokens')::numeric, 0);
+begin
+  return (p_usage - 'input_tokens') || case when v_input > 0 then jsonb_build_object('input_tokens', v_input) else '{}' end;
 end
 $$;
 
@@ -435,7 +439,7 @@ create or replace function ducto.read_usage(p_body jsonb, p_api text default nul
 language plpgsql stable parallel safe
 as $$
 begin
-  return ducto_private.read_body(p_body, p_api, p_model, false);
+  return ducto_private.read_body(p_body, p_api, p_model);
 end
 $$;
 comment on function ducto.read_usage is

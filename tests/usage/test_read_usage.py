@@ -71,9 +71,12 @@ def in_python(body: Any, api: str | None = None, model: str | None = None, besid
 @pytest.fixture
 def in_sql(conn: Connection) -> Callable[..., Said]:
     def ask(body: Any, api: str | None = None, model: str | None = None, beside: bool = False) -> Said:
-        query = "select ducto_private.read_body(%s::jsonb, %s, %s, %s)::text"
+        query = """
+            select case when %s then ducto_private.without_cached(r.usage) else r.usage end::text
+            from ducto_private.read_body(%s::jsonb, %s, %s) as r (usage)
+        """
         try:
-            row = conn.execute(query, [exactjson.dumps(body), api, model, beside]).fetchone()
+            row = conn.execute(query, [beside, exactjson.dumps(body), api, model]).fetchone()
         except psycopg.errors.InvalidParameterValue as error:
             return error.diag.message_primary or "", error.diag.message_hint
         assert row
@@ -402,7 +405,8 @@ def test_random_bodies_are_read_or_refused_alike(conn: Connection) -> None:
           v_message text;
           v_hint text;
         begin
-          return ducto_private.read_body(p_body, p_api, p_model, p_beside)::text;
+          return case when p_beside then ducto_private.without_cached(r.usage) else r.usage end::text
+            from ducto_private.read_body(p_body, p_api, p_model) as r (usage);
         exception when invalid_parameter_value then
           get stacked diagnostics v_message = message_text, v_hint = pg_exception_hint;
           return jsonb_build_array(v_message, v_hint)::text;
