@@ -150,7 +150,8 @@ def test_a_body_is_read_before_the_accounts_row_is_locked(credits: CreditManager
           if exists (
             select
             from pg_locks as l
-            where l.pid = pg_backend_pid() and l.mode = 'RowShareLock' and l.relation = 'ducto_private.accounts'::regclass)
+            where l.pid = pg_backend_pid() and l.mode = 'RowShareLock'
+              and l.relation = 'ducto_private.accounts'::regclass)
           then
             raise exception 'read under the lock';
           end if;
