@@ -545,7 +545,9 @@ begin
   if v_missing is not null then
     if not v_warns then
       raise exception 'no formula of this price names %', v_missing
-        using errcode = 'DU008', hint = 'Name it in a formula of the config, or list it under free.';
+        using errcode = 'DU008', hint = case
+          when v_missing not like 'unread.%' and v_missing not like '%, unread.%' then 'Name it in a formula of the config, or list it under free.'
+          else 'No formula can name what is unread: say free: [unread], or read the body by the API that returned it.' end;
     end if;
     v_quote.warnings := v_quote.warnings || '{unpriced_usage}'::text[];
     if p_hold_model is not null then

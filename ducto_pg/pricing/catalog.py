@@ -18,6 +18,7 @@ from ducto_pg.errors import DuctoError
 from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.pricing.lookup import LOWER, SEPARATORS, Lookup
 from ducto_pg.spelling import nearest
+from ducto_pg.usage import table
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
@@ -90,7 +91,11 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
     unpriced: list[str] = []
     for name in selection.providers:
         if name not in known:
-            raise DuctoError(f"the catalogue has no provider {name!r}{_suggest(name, known)}")
+            aliases = table.source()["aliases"]
+            api = aliases.get(name, name)
+            theirs = next((alias for alias in known if aliases.get(alias) == api), None)
+            suggestion = f"; did you mean {json.dumps(theirs)}?" if theirs else _suggest(name, known)
+            raise DuctoError(f"the catalogue has no provider {name!r}{suggestion}")
         for line in _lines(known[name], selection, known):
             patterns = [pattern for pattern in selection.models if line.fits(pattern)]
             found.update(patterns)

@@ -560,6 +560,8 @@ def test_costs_beside_prices_of_ones_own(run: Run) -> None:
 BAD = [
     ("", "name a provider with --provider: anthropic, "),
     ("--provider opnai", "the catalogue has no provider 'opnai'; did you mean \"openai\"?"),
+    ("--provider bedrock", "the catalogue has no provider 'bedrock'; did you mean \"aws\"?"),
+    ("--provider vertex", "the catalogue has no provider 'vertex'; did you mean \"google\"?"),
     ("--provider openai --model gpt-5-mni", "openai: no model 'gpt-5-mni'; did you mean \"gpt-5-mini\"?"),
     ("--provider openai --model gpt-5 --tariff processing=bach", "no tariff processing=bach"),
     ("--provider anthropic --provider google --model claude-sonnet-4-5", "--model anthropic/…"),

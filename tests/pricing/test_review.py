@@ -130,11 +130,14 @@ def told(conn: Connection) -> list[str]:
 
 
 def test_the_first_activation_tells_the_time_zone_that_it_fixes(conn: Connection, told: list[str]) -> None:
+    hints: list[str | None] = []
+    conn.add_notice_handler(lambda notice: hints.append(notice.message_hint))
     manager = CreditManager(conn)
     manager.publish_pricing({**FULL, "timezone": "Europe/Berlin"}, activate=False)
     assert told == []
     manager.activate_pricing(1)
     assert told == ["days and months are those of Europe/Berlin for ever: the first activation fixes the time zone"]
+    assert hints == ["To have another, install ducto_pg anew in an empty database: no later version can change it."]
     manager.publish_pricing({**FULL, "timezone": "Europe/Berlin", "min_balance": 1})
     assert len(told) == 1
 
