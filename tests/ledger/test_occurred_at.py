@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import Clock, Connection
 
@@ -172,6 +173,10 @@ def test_a_body_is_read_before_the_accounts_row_is_locked(credits: CreditManager
     assert [*amounts, answers[0].amount, answers[2].amount] == [-6, -6, -6, -6, -6]
     with pytest.raises(InvalidArgumentError, match="the body is no usage"):
         credits.deduct("u", none)
+    with conn.transaction(force_rollback=True):
+        credits.deduct("u", USAGE)
+        with pytest.raises(psycopg.errors.RaiseException, match="read under the lock"):
+            credits.deduct("u", body)
     conn.execute("drop function ducto_private.read_body(jsonb, text, text)")
     conn.execute("alter function ducto_private.reads_body(jsonb, text, text) rename to read_body")
 

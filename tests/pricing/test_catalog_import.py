@@ -510,7 +510,7 @@ def test_an_update_keeps_the_part_of_the_factor_that_it_does_not_name(run: Run) 
     run(f"{wanted} --credits-per-usd 1000 --markup 1.3 -o mine.yaml")
     for more, factor in (("--markup 1.5", 1500), ("", 1500), ("--credits-per-usd 100", 150), ("--markup 1", 100)):
         code, _, err = run(f"{wanted} {more} --update mine.yaml")
-        assert (code, err, load(Path("mine.yaml")).factor) == (0, "", factor)
+        assert (code, err, load(Path("mine.yaml")).factor) == (0, "", Decimal(factor))
     assert "factor: 100\n" in run(f"{wanted} --credits-per-usd 100")[1]
 
 
