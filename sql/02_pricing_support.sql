@@ -97,6 +97,9 @@ $$;
 create or replace function ducto_private.unknown_model(p_terms ducto_private.terms, p_model text) returns void
 language plpgsql stable parallel safe
 as $$
+declare
+  v_prefix constant text := substring(p_model from '^.*/');
+  v_key constant text := (ducto_private.find_model(p_terms, substr(p_model, length(v_prefix) + 1))).key;
 begin
   if p_model in ('', 'none') then
     raise exception 'tokens were used, but no model is named'
@@ -104,13 +107,15 @@ begin
   end if;
   raise exception 'unknown model ''%''', p_model
     using errcode = 'DU003',
-      hint = ducto_private.did_you_mean(
-        p_model,
-        array(
-          select p.key
-          from ducto_private.prices as p
-          where p.version = p_terms.version and p.section = 'models'
-            or p.version = p_terms.own_version and p.section = p_terms.overrides),
-        'Add it to the config''s models, or price _default.');
+      hint = case when v_key is not null
+        then format('did you mean %s? aliases: {"%s": "*"} serves all such names.', v_key, v_prefix)
+        else ducto_private.did_you_mean(
+          p_model,
+          array(
+            select p.key
+            from ducto_private.prices as p
+            where p.version = p_terms.version and p.section = 'models'
+              or p.version = p_terms.own_version and p.section = p_terms.overrides),
+          'Add it to the config''s models, or price _default.') end;
 end
 $$;

@@ -545,7 +545,9 @@ begin
   if v_missing is not null then
     if not v_warns then
       raise exception 'no formula of this price names %', v_missing
-        using errcode = 'DU008', hint = 'Name it in a formula of the config, or list it under free.';
+        using errcode = 'DU008', hint = case
+          when v_missing not like 'unread.%' and v_missing not like '%, unread.%' then 'Name it in a formula of the config, or list it under free.'
+          else 'No formula can name what is unread: say free: [unread], or read the body by the API that returned it.' end;
     end if;
     v_quote.warnings := v_quote.warnings || '{unpriced_usage}'::text[];
     if p_hold_model is not null then
@@ -581,7 +583,7 @@ returns ducto.cost_breakdown
 language plpgsql stable
 as $$
 declare
-  v_usage constant jsonb := ducto_private.checked_usage(ducto_private.given_usage(p_metrics, p_version));
+  v_usage constant jsonb := ducto_private.checked_usage(ducto_private.counted_usage(ducto_private.read_given(p_metrics), p_version));
   v_now timestamptz := clock_timestamp();
   v_plan text;
   v_terms ducto_private.terms;
@@ -704,7 +706,7 @@ begin
   if v_first_zone is null then
     raise notice 'days and months are those of % for ever: the first activation fixes the time zone', v_zone
       using hint = case when p_at is null
-        then 'Before the first charge a fresh installation is the way to another.'
+        then 'To have another, install ducto_pg anew in an empty database: no later version can change it.'
         else 'unschedule_pricing takes it back before its time.' end;
   end if;
   select t.default_plan

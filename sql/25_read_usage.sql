@@ -66,6 +66,15 @@ begin
 end
 $$;
 
+-- Whether an event is a whole answer, and no part of a stream.
+create or replace function ducto_private.is_whole_answer(p_event jsonb) returns boolean
+language plpgsql immutable parallel safe
+as $$
+begin
+  return not p_event ?| '{type,event,delta,candidates}' and (not p_event ? 'choices' or p_event @? '$.choices[*].message');
+end
+$$;
+
 -- What the events say of the usage, in the words of one API; null where that does not know it.
 create or replace function ducto_private.find_usage(p_events jsonb, p_fields jsonb) returns jsonb
 language plpgsql immutable parallel safe
@@ -80,14 +89,17 @@ declare
   v_models jsonb := '[]';
   v_answer text;
   v_answers text[] := '{}';
+  v_nameless integer := 0;
+  v_whole integer := 0;
   v_parts jsonb := '[]';
   v_parts_at constant text[] := string_to_array(p_fields #>> '{parts,at}', '.');
   v_nodes jsonb;
+  v_keys constant text[] := array(select k.key from jsonb_array_elements_text(p_fields -> 'keys') as k (key));
 begin
   for v_event in
     select e.value
     from jsonb_array_elements(p_events) with ordinality as e (value, place)
-    where jsonb_typeof(e.value) = 'object'
+    where jsonb_typeof(e.value) = 'object' and jsonb_strip_nulls(e.value) ?| v_keys
     order by e.place
   loop
     v_place := (
@@ -132,6 +144,10 @@ begin
     if v_answer is not null and v_answer <> all (v_answers) then
       v_answers := v_answers || v_answer;
     end if;
+    if jsonb_array_length(p_events) > 1 and v_place is not null and ducto_private.is_whole_answer(v_event) then
+      v_whole := v_whole + 1;
+      v_nameless := v_nameless + (v_answer is null)::integer;
+    end if;
   end loop;
 
   if not ducto_private.usage_is_known(v_usage, p_fields) then
@@ -150,7 +166,7 @@ begin
     where p_fields #> '{parts,added}' @> (p.value -> 'type')));
   return jsonb_build_object(
     'models', v_models,
-    'answers', cardinality(v_answers),
+    'answers', cardinality(v_answers) + case when v_whole = jsonb_array_length(p_events) then v_nameless else 0 end,
     'cut', coalesce(
       p_events @> jsonb_build_array(jsonb_build_object('type', p_fields #> '{stream,begins}'))
       and not p_events @> jsonb_build_array(jsonb_build_object('type', p_fields #> '{stream,ends}')), false),
@@ -301,25 +317,32 @@ begin
 end
 $$;
 
+-- The API that knows most of what the events say of a usage; null where none knows any.
+create or replace function ducto_private.likeliest_api(p_events jsonb) returns text
+language plpgsql immutable parallel safe
+as $$
+declare
+  v_fields constant jsonb := ducto_private.usage_fields();
+begin
+  return (
+    select a.name
+    from jsonb_array_elements_text(v_fields -> 'every') with ordinality as a (name, place)
+    cross join lateral ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) as f (found)
+    where f.found is not null
+    order by (f.found ->> 'unknown')::integer, a.place
+    limit 1);
+end
+$$;
+
 create or replace function ducto_private.no_usage(p_body jsonb, p_events jsonb, p_api text) returns void
 language plpgsql stable parallel safe
 as $$
 declare
-  v_fields constant jsonb := ducto_private.usage_fields();
   v_of constant text := coalesce(' of ' || p_api, '');
   v_stream constant text := 'The stream was cut before its usage, or was not asked for it: OpenAI''s needs stream_options '
     '{"include_usage": true}. Pass all of its events; where there is no more, charge what you know yourself.';
-  v_other text;
+  v_other constant text := case when p_api is not null then ducto_private.likeliest_api(p_events) end;
 begin
-  if p_api is not null then
-    v_other := (
-      select a.name
-      from jsonb_array_elements_text(v_fields -> 'every') with ordinality as a (name, place)
-      cross join lateral ducto_private.find_usage(p_events, v_fields #> array['apis', a.name]) as f (found)
-      where f.found is not null
-      order by (f.found ->> 'unknown')::integer, a.place
-      limit 1);
-  end if;
   if v_other is not null then
     perform ducto_private.invalid(format('the body is no usage of %s', p_api),
       format('It looks like that of %s: name that API, or none.', v_other));
@@ -327,6 +350,8 @@ begin
     perform ducto_private.invalid(format('no usage%s among the %s events of the body', v_of, jsonb_array_length(p_body)), v_stream);
   elsif p_body -> 'usage' = 'null' then
     perform ducto_private.invalid(format('the body''s usage%s is null', v_of), v_stream);
+  elsif p_body ? 'choices' and not p_body ? 'usage' then
+    perform ducto_private.invalid(format('the body has no usage%s', v_of), v_stream);
   end if;
   perform ducto_private.invalid(
     format('the body is no usage%s: it has %s', coalesce(nullif(v_of, ''), ' of a known API'),
@@ -335,8 +360,7 @@ begin
 end
 $$;
 
--- What read_usage answers; p_cached_beside leaves cached input out of input_tokens.
-create or replace function ducto_private.read_body(p_body jsonb, p_api text, p_model text, p_cached_beside boolean) returns jsonb
+create or replace function ducto_private.read_body(p_body jsonb, p_api text, p_model text) returns jsonb
 language plpgsql stable parallel safe
 as $$
 declare
@@ -401,20 +425,23 @@ begin
       end if;
     end if;
   end loop;
-  if p_cached_beside and v_usage ?| array['cache_read_tokens', 'cache_write_tokens'] then
-    v_one := to_jsonb(greatest(0, coalesce((v_usage ->> 'input_tokens')::bigint, 0)
-      - coalesce((v_usage ->> 'cache_read_tokens')::bigint, 0) - coalesce((v_usage ->> 'cache_write_tokens')::bigint, 0)));
-    v_usage := (v_usage - 'input_tokens')
-      || case when v_one = '0' then '{}' else jsonb_build_object('input_tokens', v_one) end;
+  -- Another API may know more of it, and count otherwise.
+  if p_api is not null and v_least > 0 then
+    v_name := ducto_private.likeliest_api(v_events);
+    v_one := ducto_private.find_usage(v_events, v_fields #> array['apis', v_name]);
+    if (v_one ->> 'unknown')::integer < v_least and v_usage - '{model,unread,provider_cost}'::text[]
+      <> ducto_private.add_usage(v_one, v_fields #> array['apis', v_name], p_model) - '{model,unread,provider_cost}'::text[]
+    then
+      perform ducto_private.no_usage(p_body, v_events, p_api);
+    end if;
   end if;
   return v_usage;
 end
 $$;
 
--- A usage as a call gives it: itself, or {"body": …, "api": …, "model": …} read as the config of a version (null: of the active
--- one) counts cached input.
-create or replace function ducto_private.given_usage(p_usage jsonb, p_version integer default null) returns jsonb
-language plpgsql stable
+-- A usage as a call gives it: itself, or of {"body": …, "api": …, "model": …} a {"body": …} of what was read.
+create or replace function ducto_private.read_given(p_usage jsonb) returns jsonb
+language plpgsql stable parallel safe
 as $$
 begin
   if jsonb_typeof(p_usage) is distinct from 'object' or not p_usage ? 'body' then
@@ -426,8 +453,19 @@ begin
     perform ducto_private.invalid('p_metrics: beside body stand only api and model, both texts',
       'What the provider''s answer does not say is added to what ducto.read_usage() answers.', left(p_usage::text, 200));
   end if;
-  return ducto_private.read_body(p_usage -> 'body', p_usage ->> 'api', p_usage ->> 'model',
-    (ducto_private.find_terms(p_version, null, clock_timestamp())).cached = 'beside');
+  return jsonb_build_object('body', ducto_private.read_body(p_usage -> 'body', p_usage ->> 'api', p_usage ->> 'model'));
+end
+$$;
+
+-- A usage that was read, where cached input is counted beside input_tokens.
+create or replace function ducto_private.without_cached(p_usage jsonb) returns jsonb
+language plpgsql immutable parallel safe
+as $$
+declare
+  v_input constant numeric := coalesce((p_usage ->> 'input_tokens')::numeric, 0)
+    - coalesce((p_usage ->> 'cache_read_tokens')::numeric, 0) - coalesce((p_usage ->> 'cache_write_tokens')::numeric, 0);
+begin
+  return (p_usage - 'input_tokens') || case when v_input > 0 then jsonb_build_object('input_tokens', v_input) else '{}' end;
 end
 $$;
 
@@ -435,7 +473,7 @@ create or replace function ducto.read_usage(p_body jsonb, p_api text default nul
 language plpgsql stable parallel safe
 as $$
 begin
-  return ducto_private.read_body(p_body, p_api, p_model, false);
+  return ducto_private.read_body(p_body, p_api, p_model);
 end
 $$;
 comment on function ducto.read_usage is

@@ -103,6 +103,22 @@ begin
 end
 $$;
 
+-- A usage that read_given() has read, as the config of a version (null: of the active one) counts cached input.
+create or replace function ducto_private.counted_usage(p_usage jsonb, p_version integer) returns jsonb
+language plpgsql stable
+as $$
+begin
+  if jsonb_typeof(p_usage) is distinct from 'object' or not p_usage ? 'body' then
+    return p_usage;
+  elsif p_usage -> 'body' ?| '{cache_read_tokens,cache_write_tokens}'
+    and (ducto_private.find_terms(p_version, null, clock_timestamp())).cached = 'beside'
+  then
+    return ducto_private.without_cached(p_usage -> 'body');
+  end if;
+  return p_usage -> 'body';
+end
+$$;
+
 -- What is asked, checked as far as that needs no price, its usage without nulls.
 create or replace function ducto_private.checked_request(p_request ducto_private.request, p_account_id text)
 returns ducto_private.request
@@ -110,7 +126,7 @@ language plpgsql stable
 as $$
 begin
   if p_request.amount is null and p_request.job is null then
-    p_request.usage := ducto_private.checked_usage(ducto_private.given_usage(p_request.usage,
+    p_request.usage := ducto_private.checked_usage(ducto_private.counted_usage(p_request.usage,
       case when p_request.usage ? 'body' then ducto_private.counting_version(p_request, p_account_id) end));
   end if;
   perform ducto_private.check_short(p_request.model, 'p_model');
@@ -207,6 +223,12 @@ declare
   v_charges ducto.deduction_result[];
   v_holds ducto.reserve_result[];
 begin
+  -- A body is read before the account's row is locked, which nobody else can use while that takes. Those of a batch have been.
+  if (p_requests[1]).usage ? 'body' and (p_requests[1]).batched is not true then
+    v_request := p_requests[1];
+    v_request.usage := ducto_private.read_given(v_request.usage);
+    p_requests[1] := v_request;
+  end if;
   <<calls>>
   loop
     -- Load

@@ -127,6 +127,27 @@ $$;
 comment on function ducto.deduct_team_credits is
   'Charges a known amount to a team''s pool, for a member: directly, or against a hold.';
 
+-- The elements of a batch, with the bodies of their usages read. One that is no usage is left as a text, which is refused.
+create or replace function ducto_private.read_bodies(p_charges jsonb) returns jsonb
+language plpgsql stable
+as $$
+declare
+  v_charges jsonb[] := array(select c.value from jsonb_array_elements(p_charges) with ordinality as c (value, place) order by c.place);
+begin
+  for v_place in 1 .. cardinality(v_charges) loop
+    if jsonb_typeof(v_charges[v_place]) = 'object' and v_charges[v_place] -> 'metrics' ? 'body' then
+      begin
+        v_charges[v_place] := v_charges[v_place]
+          || jsonb_build_object('metrics', ducto_private.read_given(v_charges[v_place] -> 'metrics'));
+      exception when invalid_parameter_value then
+        v_charges[v_place] := v_charges[v_place] || '{"metrics": "no usage"}';
+      end;
+    end if;
+  end loop;
+  return to_jsonb(v_charges);
+end
+$$;
+
 create or replace function ducto.deduct_batch(p_charges jsonb) returns setof ducto.deduction_result
 language plpgsql volatile
 as $$
@@ -146,6 +167,10 @@ begin
   end if;
   if not exists (select from ducto_private.activations as a where a.withdrawn_at is null) then
     perform ducto_private.find_terms(null, null, clock_timestamp());
+  end if;
+  -- Before the first account is locked.
+  if p_charges @? '$[*].metrics.body' then
+    p_charges := ducto_private.read_bodies(p_charges);
   end if;
   -- Account by account, always in the same order: whoever waits for one holds none that comes later.
   for v_account_id, v_requests, v_places in

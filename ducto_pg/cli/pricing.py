@@ -110,17 +110,18 @@ def _import(arguments: argparse.Namespace) -> None:
     file: Path | None = arguments.update
     text = file.read_text("utf-8") if file else ""
     given = arguments
+    made_by = listfile.command_of(text)
+    parser = argparse.ArgumentParser(prog=f"{file}: {listfile.COMMAND}")
+    _add_import_options(parser)
+    before = parser.parse_args(made_by or [])
     if file and not given.provider:
-        made_by = listfile.command_of(text)
         if made_by is None:
             raise DuctoError(f"{file}: its header names no import: say which with --provider")
         if words := _words(given):
             raise DuctoError(
                 f"{file}: {words[0]} needs the whole command, providers too: without, the header's is repeated"
             )
-        parser = argparse.ArgumentParser(prog=f"{file}: {listfile.COMMAND}")
-        _add_import_options(parser)
-        given = parser.parse_args(made_by)
+        given = before
     if not given.provider:
         raise DuctoError(f"name a provider with --provider: {', '.join(catalog.providers())}")
     if "{}" not in given.key:
@@ -130,6 +131,11 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.exists():
         raise DuctoError(f"{arguments.output} is there already: bring it up to date with --update")
     old = load_config(str(file)) if file else None
+    if not given.costs and not before.costs:
+        given.credits_per_usd = given.credits_per_usd or before.credits_per_usd
+        given.markup = given.markup or before.markup
+    if given.markup and not (given.credits_per_usd or given.costs) and old and old.factor != (before.markup or 1):
+        raise DuctoError(f"{file}: its factor is {old.factor}: say how much of it is --credits-per-usd beside --markup")
     selection = catalog.Selection(
         providers=given.provider,
         models=given.model or ["*"],
@@ -153,7 +159,7 @@ def _import(arguments: argparse.Namespace) -> None:
         )
     except DuctoError as error:
         raise DuctoError(f"{file}: {error}" if file else str(error)) from error
-    for remark in prices.remarks:
+    for remark in [*prices.remarks, *(() if given.costs else prices.disputes)]:
         print(f"ducto-pg: {remark}", file=sys.stderr)
     if old:
         print("\n".join(diff(old, load(new))) or "no difference")

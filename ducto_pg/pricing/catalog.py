@@ -18,6 +18,7 @@ from ducto_pg.errors import DuctoError
 from ducto_pg.formula.fields import KNOWN_COUNTS
 from ducto_pg.pricing.lookup import LOWER, SEPARATORS, Lookup
 from ducto_pg.spelling import nearest
+from ducto_pg.usage import table
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
@@ -31,7 +32,8 @@ OUR_NAMES = {
     "input_characters": "characters",
     "input_audio_seconds": "audio_seconds",
 }
-# What Bedrock writes before a model's name where the price is the region's.
+# What the catalogue writes before a model's name where the price is the region's, and what Bedrock writes there.
+REGIONAL = "regional."
 REGIONS = ("us", "eu", "apac", "au", "jp", "ca")
 # Groq bills ten seconds at least; the catalogue says so in its program, not in its data.
 AT_LEAST_TEN_SECONDS = {("groq", "whisper-large-v3"), ("groq", "whisper-large-v3-turbo")}
@@ -61,6 +63,8 @@ class PriceList:
     aliases: dict[str, str]
     metrics: dict[str, Decimal]
     remarks: list[str]
+    disputes: list[str]
+    """Names that the chosen providers price differently, and which price stands, if any."""
 
 
 def providers() -> "dict[str, Provider]":
@@ -87,7 +91,11 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
     unpriced: list[str] = []
     for name in selection.providers:
         if name not in known:
-            raise DuctoError(f"the catalogue has no provider {name!r}{_suggest(name, known)}")
+            aliases = table.source()["aliases"]
+            api = aliases.get(name, name)
+            theirs = next((alias for alias in known if aliases.get(alias) == api), None)
+            suggestion = f"; did you mean {json.dumps(theirs)}?" if theirs else _suggest(name, known)
+            raise DuctoError(f"the catalogue has no provider {name!r}{suggestion}")
         for line in _lines(known[name], selection, known):
             patterns = [pattern for pattern in selection.models if line.fits(pattern)]
             found.update(patterns)
@@ -108,13 +116,14 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
         raise DuctoError(f"the catalogue has no price{at} for {', '.join(unpriced) or 'these models'}")
 
     remarks: list[str] = []
-    aliases = _aliases(chosen, others, lookup)
+    aliases, disputes = _aliases(chosen, others, lookup)
     while along := _served_at_another_price(chosen, others, Lookup(lookup.match, {**aliases, **lookup.aliases})):
         remarks += [f"{line.key}: taken along, its price is not that of {key}" for line, key in along]
         for line, _ in along:
             chosen[line.key] = line
         others = [line for line in others if chosen.get(line.key) is not line]
-        aliases = _aliases(chosen, others, lookup)
+        aliases, disputes = _aliases(chosen, others, lookup)
+    disputes += _priced_by_another_provider(chosen, others, Lookup(lookup.match, {**aliases, **lookup.aliases}))
     metrics = sorted({name for line in chosen.values() for name in line.counts if name not in KNOWN_COUNTS})
     for line in chosen.values():
         remarks += line.remarks
@@ -123,6 +132,7 @@ def price_list(selection: Selection, lookup: Lookup | None = None) -> PriceList:
         aliases=aliases,
         metrics=dict.fromkeys(metrics, Decimal(0)),
         remarks=remarks,
+        disputes=disputes,
     )
 
 
@@ -276,65 +286,105 @@ def names_of(model: "ModelInfo") -> list[str]:
     return list(dict.fromkeys([model.id, *texts(model.match, "equals", "starts_with")]))
 
 
-def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Lookup) -> dict[str, str]:
-    """The names of the chosen models beyond their keys, as far as an alias can say them and the catalogue agrees.
+def _aliases(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Lookup) -> tuple[dict[str, str], list[str]]:
+    """The names of the chosen models beyond their keys, as far as an alias can say them and the catalogue agrees, and
+    those that other providers price differently.
 
-    An alias with a `*` is left out where it would fit a name of another model.
+    A name that is a model's id, dated or not, is its own: no alias of another provider takes it. An alias with a `*` is
+    left out where it would fit a name of another model.
     """
     everyone = [*chosen.values(), *others]
-    asked = list({line.provider.id: line.provider for line in everyone}.values())
-    names = {name.translate(LOWER): line.model for line in reversed(everyone) for name in names_of(line.model)}
+    names = {
+        (line.provider.id, name.translate(LOWER)): line for line in reversed(everyone) for name in names_of(line.model)
+    }
+    claims: dict[str, list[_Line]] = {}
+    ids: dict[str, list[_Line]] = {}
+    for line in everyone:
+        ids.setdefault(line.model.id, []).append(line)
+        for name in _plain(line) if chosen.get(line.key) is line else []:
+            claims.setdefault(name, []).append(line)
     found = {key.translate(LOWER): key for key in chosen if key != key.translate(LOWER)}
     taken = {key.translate(LOWER) for key in chosen} | {name.translate(LOWER) for name in lookup.aliases}
+    disputes: list[str] = []
     for key, line in sorted(chosen.items()):
         mine = dict(lookup.aliases)
-        match, template = line.model.match, line.template
-        plain = [*texts(match, "equals", "starts_with"), *_regional(line.model.id)]
-        stars = [f"*{text}" for text in texts(match, "ends_with", "contains") if template == "{}"]
-        for alias in sorted(stars, key=len) + [template.replace("{}", text) for text in sorted(plain, key=len)]:
-            text = alias.removeprefix("*")
+        stars = texts(line.model.match, "ends_with", "contains") if line.template == "{}" else []
+        for name, star in [(name, "*") for name in sorted(stars, key=len)] + [(name, "") for name in _plain(line)]:
+            alias = star + line.template.replace("{}", name)
             if (
                 alias.translate(LOWER) in taken
-                or text.endswith((*SEPARATORS, "."))
-                or Lookup(lookup.match, mine).find(text, {key, *lookup.aliases.values()})
+                or name.endswith((*SEPARATORS, "."))
+                or Lookup(lookup.match, mine).find(alias.removeprefix("*"), {key, *lookup.aliases.values()})
+                or not _says(line, name)
             ):
                 continue
             rules = Lookup(lookup.match, {alias: key})
-            if text != alias and any(
-                model is not line.model and rules.find(name, {key}) for name, model in names.items()
-            ):
+            fitting = [] if not star else [other for (_, text), other in names.items() if rules.find(text, {key})]
+            owners = ids.get(Lookup("dated", {}).find(name, ids) or "", [])
+            if rivals := [other for other in [*owners, *claims.get(name, []), *fitting] if _differ(line, other)]:
+                disputes.append(
+                    f"no alias {alias} for {line.provider.id}'s {key}: it fits a name of {rivals[0].provider.id}'s "
+                    f"{rivals[0].key}, at another price"
+                )
                 continue
-            if template == "{}" and not _says(asked, line, text):
+            if any(other.model is not line.model for other in fitting):
                 continue
             mine[alias] = found[alias] = key
             taken.add(alias.translate(LOWER))
-    return found
+    return found, disputes
+
+
+def _plain(line: _Line) -> list[str]:
+    """The names of a model without a `*`. Where a key goes on after the name, its dated names are aliases too: those
+    that the catalogue knows of any provider."""
+    names = [*texts(line.model.match, "equals", "starts_with"), *_regional(line.model.id)]
+    if line.template != "{}":
+        everywhere = {
+            name for provider in providers().values() for model in provider.models for name in names_of(model)
+        }
+        names += [name for name in everywhere if Lookup("dated", {}).find(name, {line.model.id})]
+    return sorted(dict.fromkeys(names), key=lambda name: (len(name), name))
+
+
+def _differ(line: _Line, other: _Line) -> bool:
+    """Whether two providers have another price."""
+    return line.provider.id != other.provider.id and line.formula != other.formula
 
 
 def _regional(name: str) -> list[str]:
     """What Bedrock calls a model that the catalogue calls `regional.…`."""
-    base = re.sub(r"-v\d+(:\d+)?$", "", name.removeprefix("regional."))
-    return [base, *(f"{region}.{base}" for region in REGIONS)] if name.startswith("regional.") else []
+    base = re.sub(r"-v\d+(:\d+)?$", "", name.removeprefix(REGIONAL))
+    return [base, *(f"{region}.{base}" for region in REGIONS)] if name.startswith(REGIONAL) else []
 
 
-def _says(asked: "Iterable[Provider]", line: _Line, text: str) -> bool:
-    """Whether the first of these providers that knows a name knows this model by it."""
-    everyone = list(providers().values())
-    found = (provider.find_model(text, all_providers=everyone) for provider in asked)
-    return next(filter(None, found), None) is line.model
+def _says(line: _Line, text: str) -> bool:
+    """Whether a line's provider knows its model by this name."""
+    return line.provider.find_model(text, all_providers=list(providers().values())) is line.model
 
 
 def _served_at_another_price(
     chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Lookup
 ) -> list[tuple[_Line, str]]:
+    """What a chosen line of the same provider would serve at another price."""
     along = []
     for line in others:
         for name in names_of(line.model) if line.key not in chosen else []:
             served = lookup.find(line.template.replace("{}", name), chosen)
-            if served and chosen[served].formula != line.formula and _says([line.provider], line, name):
+            by = chosen[served] if served else line
+            if served and by.formula != line.formula and by.provider is line.provider and _says(line, name):
                 along.append((line, served))
                 break
     return along
+
+
+def _priced_by_another_provider(chosen: Mapping[str, _Line], others: Iterable[_Line], lookup: Lookup) -> Iterator[str]:
+    """Names of models that were not selected, which a selected line of another provider serves at its own price."""
+    for line in others:
+        for name in names_of(line.model) if line.key not in chosen else []:
+            served = lookup.find(line.template.replace("{}", name), chosen)
+            if served and _differ(line, by := chosen[served]) and _says(line, name):
+                yield f"{name} costs what {by.provider.id}'s {served} does; {line.provider.id} has another price"
+                break
 
 
 def _add(chosen: dict[str, _Line], line: _Line) -> None:

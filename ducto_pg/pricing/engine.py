@@ -228,6 +228,11 @@ class PricingEngine:
             warnings.append("unpriced_usage")
         elif missing:
             hint = "Name it in a formula of the config, or list it under free."
+            if any(name.startswith(f"{coverage.UNREAD}.") for name in missing):
+                hint = (
+                    "No formula can name what is unread: say free: [unread], or read the body by the API that "
+                    "returned it."
+                )
             raise UnpricedUsageError(f"no formula of this price names {', '.join(sorted(missing))}", hint=hint)
 
     def _calls(self, metrics: UsageMetrics) -> Iterable[tuple[str, int]]:
@@ -252,6 +257,10 @@ class PricingEngine:
         price = overrides.get(DEFAULT) or self._models.get(DEFAULT)
         if price is None and name not in NO_MODEL:
             hint = did_you_mean(name, {*self._models, *overrides}, "Add it to the config's models, or price _default.")
+            prefix, slash, rest = name.rpartition("/")
+            keys = (self._lookup.find(rest, prices) for prices in (overrides, self._models)) if slash else ()
+            if key := next(filter(None, keys), None):
+                hint = f'did you mean {key}? aliases: {{"{prefix}/": "*"}} serves all such names.'
             raise UnknownModelError(f"unknown model '{name}'", hint=hint)
         if price is None and any(getattr(metrics, token) for token in TOKENS):
             raise UnknownModelError("tokens were used, but no model is named", hint="name the model or price _default")

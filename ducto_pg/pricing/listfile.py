@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -65,16 +66,18 @@ def updated(
     changes = {name: getattr(now, name) for name in ("factor", "metrics", "aliases")}
     if now != (old or now).model_copy(update={**changes, section: {**before, **prices.models}}):
         raise DuctoError(_FORM)
-    return _header(arguments, source, section) + "\n" + new
+    return _header(arguments, source, section, prices.disputes if section == "models" else []) + "\n" + new
 
 
-def _header(arguments: Sequence[str], source: str, section: str) -> str:
+def _header(arguments: Sequence[str], source: str, section: str, disputes: Sequence[str]) -> str:
     words = " ".join([COMMAND, shlex.join(arguments)])
     command = " \\\n".join(_packed(re.split(r" (?=--)", words), "#   ", "#     "))
     money = "`factor` makes them credits" if section == "models" else "only `spend_margin` reads them"
+    said = [f"# {line}\n" for dispute in disputes for line in textwrap.wrap(f"- {dispute}.", WIDTH - 2)]
+    differ = "".join(["# Names that these providers price differently:\n", *said] if said else [])
     return (
         f"# Made by `{COMMAND}` from {source}:\n#\n{command}\n#\n"
-        f"# The `{section}` that it names, their aliases and metrics are the catalogue's, in USD; {money}.\n"
+        f"# The `{section}` that it names, their aliases and metrics are the catalogue's, in USD; {money}.\n{differ}"
         "# All else is written by hand.\n"
     )
 

@@ -9,6 +9,7 @@ from ducto_pg.formula.language import Formula
 from ducto_pg.formula.signs import signs
 from ducto_pg.models import PricingConfigData
 from ducto_pg.pricing import coverage
+from ducto_pg.pricing.catalog import REGIONAL
 from ducto_pg.pricing.config import Formulas, check
 from ducto_pg.pricing.lookup import DEFAULT, LOWER, Lookup
 
@@ -72,11 +73,19 @@ def _constant(node: exp.Expr) -> exp.Expr:
 
 
 def _unreached(config: PricingConfigData, formulas: Formulas) -> Iterable[str]:
-    """Aliases and lines of plans that no name reaches."""
+    """Aliases, lines of plans and keys that no name reaches, and aliases that take a name from a key."""
     keys = {key.translate(LOWER): key for key in config.models}
     for alias, target in config.aliases.items():
         if (key := keys.get(alias.translate(LOWER))) is not None and key == alias and key != target:
             yield f"aliases.{alias}: {key} is a key of models too, which serves this name first"
+    others = Lookup(config.match, {})
+    for alias, target in config.aliases.items():
+        key = others.find(alias, config.models) if alias not in config.models else None
+        if key is not None and key != target and config.models.get(target) not in (None, config.models[key]):
+            yield f"aliases.{alias}: {key} would serve this name at another price than {target}: see that it is meant"
+    for key in config.models:
+        if key.startswith(REGIONAL) and key not in config.aliases.values():
+            yield f"models.{key}: Bedrock's names have a region there, as us.…: without an alias none reaches this key"
     lookup = Lookup(config.match, config.aliases)
     for plan_id, overrides in formulas.overrides.items():
         for key in overrides:

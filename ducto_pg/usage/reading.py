@@ -54,9 +54,7 @@ def read_body(
     wanted = fields["every"] if api is None else fields["names"][api]
     found = {name: one for name in wanted if (one := _find(events, fields["apis"][name]))}
     if not found:
-        every = fields["every"] if api is not None else []
-        others = {name: one for name in every if (one := _find(events, fields["apis"][name]))}
-        _no_usage(body, events, api, min(others, key=lambda name: others[name].unknown, default=None))
+        _no_usage(body, events, api)
     least = min(one.unknown for one in found.values())
     readings = {name: _read(one, model) for name, one in found.items() if one.unknown == least}
     agreeing = {name: usage for name, usage in readings.items() if _adds_up(usage, found[name])}
@@ -68,6 +66,11 @@ def read_body(
                 f"{first} and {other} read this body differently",
                 f"Say which API returned it: api '{first}' or '{other}'.",
             )
+    # Another API may know more of it, and count otherwise.
+    if api is not None and least and (likeliest := _likeliest(events)):
+        _, other = likeliest
+        if other.unknown < least and _counts(_read(other, model)) != _counts(usage):
+            _no_usage(body, events, api)
     if cached_beside:
         cached = usage.get("cache_read_tokens", 0) + usage.get("cache_write_tokens", 0)
         usage["input_tokens"] = max(0, usage.get("input_tokens", 0) - cached)
@@ -121,11 +124,23 @@ class _Found:
     """How many numbers the API does not know."""
 
 
+def _likeliest(events: list[Any]) -> tuple[str, _Found] | None:
+    """The API that knows most of what the events say of a usage; None where none knows any."""
+    fields = table.expanded()
+    found = [(name, one) for name in fields["every"] if (one := _find(events, fields["apis"][name]))]
+    return min(found, key=lambda item: item[1].unknown, default=None)
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in usage.items() if name not in ("model", "unread", "provider_cost")}
+
+
 def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
     """None where the API does not know it."""
     usage: dict[str, Any] = {}
     models: list[Any] = []
     answers, types = set(), set()
+    nameless = whole = 0
     for event in events:
         if not isinstance(event, dict):
             continue
@@ -145,7 +160,11 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
         if model is not None and model not in models:
             models.append(model)
         ids = [where.get(key) for where in (holder, event) for key in _IDS]
-        answers.add(next((own for own in ids if isinstance(own, str) and own), None))
+        answer = next((own for own in ids if isinstance(own, str) and own), None)
+        answers.add(answer)
+        if len(events) > 1 and place is not None and _is_whole_answer(event):
+            whole += 1
+            nameless += answer is None
     if not _is_known(usage, api):
         return None
     parts: list[dict[str, Any]] = []
@@ -161,7 +180,7 @@ def _find(events: list[Any], api: dict[str, Any]) -> _Found | None:
     return _Found(
         api=api,
         models=models,
-        answers=len(answers - {None}),
+        answers=len(answers - {None}) + (nameless if whole == len(events) else 0),
         cut=bool(stream) and stream["begins"] in types and stream["ends"] not in types,
         parts=parts,
         nodes=nodes,
@@ -247,14 +266,16 @@ def _model(model: Any) -> str:
     return model
 
 
-def _no_usage(body: Any, events: list[Any], api: str | None, other: str | None) -> NoReturn:
+def _no_usage(body: Any, events: list[Any], api: str | None) -> NoReturn:
     of = f" of {api}" if api else ""
-    if other:
-        _refuse(f"the body is no usage of {api}", f"It looks like that of {other}: name that API, or none.")
+    if api is not None and (found := _likeliest(events)):
+        _refuse(f"the body is no usage of {api}", f"It looks like that of {found[0]}: name that API, or none.")
     if isinstance(body, list):
         _refuse(f"no usage{of} among the {len(events)} events of the body", _STREAM)
     if "usage" in body and body["usage"] is None:
         _refuse(f"the body's usage{of} is null", _STREAM)
+    if "choices" in body and "usage" not in body:
+        _refuse(f"the body has no usage{of}", _STREAM)
     keys = ", ".join(sorted(body))[:200] or "nothing"
     _refuse(f"the body is no usage{of or ' of a known API'}: it has {keys}", _BODY)
 
@@ -276,6 +297,14 @@ def _walk(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _tag(item: Any) -> str:
     tags = [item.get(key) for key in ("modality", "ttl", "type")] if isinstance(item, dict) else []
     return next((tag for tag in tags if isinstance(tag, str)), "")
+
+
+def _is_whole_answer(event: dict[str, Any]) -> bool:
+    """Whether an event is a whole answer, and no part of a stream."""
+    if not event.keys().isdisjoint(("type", "event", "delta", "candidates")):
+        return False
+    choices = event["choices"] if isinstance(event.get("choices"), list) else [event.get("choices")]
+    return "choices" not in event or any(isinstance(choice, dict) and "message" in choice for choice in choices)
 
 
 def _is_known(usage: Any, api: dict[str, Any]) -> bool:

@@ -74,7 +74,9 @@ def _expand(name: str) -> dict[str, Any]:
     targets = {path: {*count["to"]} for count in counts for alternative in count["of"] for path in alternative}
     total = spelled([api["total"]] if "total" in api else [])
     held = {*source()["no_count"], *spelled(api.get("no_count", [])), *total}
+    places = [*spelled(api["usage"]), *(path for line in spelled(api["needs"]) for path in line.split())]
     return {
+        "keys": sorted({path.partition(".")[0] for path in places}),
         "usage": spelled(api["usage"]),
         "beside": source()["beside"],
         "model": ["model", *spelled(api.get("model", []))],

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import Clock, Connection
 
@@ -134,3 +135,57 @@ def test_a_body_is_counted_as_its_price_counts(credits: CreditManager, clock: Cl
     assert credits.reserve("u", body, idempotency_key="h").idempotent
     assert credits.deduct("u", body, occurred_at=then).cost == Decimal("182.500")
     assert credits.deduct("u", body).cost == Decimal("365.00")
+
+
+def test_a_body_is_read_before_the_accounts_row_is_locked(credits: CreditManager, conn: Connection) -> None:
+    """By every call, and by a batch before its first account. A body that is no usage is refused by itself there."""
+    credits.add_credits("v", 1000)
+    credits.create_team("Crew", 1000, team_id="crew")
+    credits.add_team_member("crew", "u")
+    conn.execute(
+        """
+        alter function ducto_private.read_body(jsonb, text, text) rename to reads_body;
+        create function ducto_private.read_body(p_body jsonb, p_api text, p_model text) returns jsonb
+        language plpgsql as $$
+        begin
+          if exists (
+            select
+            from pg_locks as l
+            where l.pid = pg_backend_pid() and l.mode = 'RowShareLock'
+              and l.relation = 'ducto_private.accounts'::regclass)
+          then
+            raise exception 'read under the lock';
+          end if;
+          return ducto_private.reads_body(p_body, p_api, p_model);
+        end
+        $$
+        """
+    )
+    body = {"body": {"model": "m", "usage": {"prompt_tokens": 10, "completion_tokens": 0}}, "api": "openai"}
+    none = {"body": {"model": "m"}}
+    held = credits.reserve("u", body).or_raise().reservation_id
+    amounts = [credits.deduct("u", body).amount, credits.deduct("u", body, reservation_id=held).amount]
+    held = credits.reserve_team("crew", "u", body).or_raise().reservation_id
+    amounts += [credits.deduct_team("crew", "u", body, reservation_id=held).amount]
+    batch = [{"user_id": "v", "metrics": body}, {"user_id": "u", "metrics": none}, {"user_id": "u", "metrics": body}]
+    answers = credits.deduct_batch(batch)
+    assert [answer.error for answer in answers] == [None, "invalid_argument", None]
+    assert [*amounts, answers[0].amount, answers[2].amount] == [-6, -6, -6, -6, -6]
+    with pytest.raises(InvalidArgumentError, match="the body is no usage"):
+        credits.deduct("u", none)
+    with conn.transaction(force_rollback=True):
+        credits.deduct("u", USAGE)
+        with pytest.raises(psycopg.errors.RaiseException, match="read under the lock"):
+            credits.deduct("u", body)
+    conn.execute("drop function ducto_private.read_body(jsonb, text, text)")
+    conn.execute("alter function ducto_private.reads_body(jsonb, text, text) rename to read_body")
+
+
+def test_a_usage_without_a_body_costs_no_reading(credits: CreditManager, conn: Connection) -> None:
+    with conn.transaction(force_rollback=True):
+        for name in ("read_given(jsonb)", "read_bodies(jsonb)", "counted_usage(jsonb, integer)"):
+            conn.execute(f"drop function ducto_private.{name}")
+        assert credits.deduct("u", USAGE).amount == -6
+        assert credits.deduct_batch([{"user_id": "u", "metrics": USAGE}])[0].amount == -6
+        held = credits.reserve("u", USAGE).reservation_id
+        assert credits.deduct("u", USAGE, reservation_id=held).amount == -6

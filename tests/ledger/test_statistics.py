@@ -862,6 +862,23 @@ def signed_in(ledger: Ledger, claims: Any) -> None:
     ledger.conn.execute("select set_config('request.jwt.claims', %s, true)", [text])
 
 
+def test_the_margin_of_a_model_that_only_a_plan_has(conn: Connection) -> None:
+    """What its costs say, else its own formula; a model of the list costs what the list says."""
+    manager = CreditManager(conn)
+    plan = {"id": "pro", "name": "Pro", "rate_overrides": {"own": "input_tokens * 9", "new": "input_tokens * 4",
+        "shared": "input_tokens * 8"}}  # fmt: skip
+    manager.publish_pricing({
+        "models": {"shared": "input_tokens * 3"}, "plans": {"pro": plan}, "costs": {"own": "input_tokens * 2"},
+        "factor": 10, "min_balance": 0,
+    })  # fmt: skip
+    manager.add_credits("u", 100_000)
+    manager.set_user_plan("u", "pro")
+    for model in ("own", "new", "shared"):
+        manager.deduct("u", {"model": model, "input_tokens": 5}).or_raise()
+    rows = {row.model: (row.total_spend, row.provider_cost, row.uncosted) for row in manager.spend_margin()}
+    assert rows == {"own": (450, Decimal(10), 0), "new": (200, Decimal(20), 0), "shared": (400, Decimal(15), 0)}
+
+
 def test_users_see_their_own(ledger: Ledger) -> None:
     steps: list[Step] = [*free, rich_v, *(ask.deduct_credits(user, points) for user, points in (("u", 14), ("v", 1)))]
     for step in steps:

@@ -424,6 +424,59 @@ def test_a_tariff(run: Run) -> None:
     assert batch.models.keys() == {"claude-opus-5:batch"}
 
 
+def both_orders(run: Run, *parts: str) -> tuple[str, str]:
+    """The list and the remarks, which are the same in whatever order the providers stand."""
+    (_, out, err), other = (run(" ".join(("--provider", one, "--provider", two, *parts[2:]))) for one, two in
+        (parts[:2], parts[1::-1]))  # fmt: skip
+    assert load(out) == load(other[1])
+    assert (other[0], sorted(err.splitlines())) == (0, sorted(other[2].splitlines()))
+    return out, err
+
+
+def test_a_providers_own_name_is_no_alias_of_anothers(run: Run) -> None:
+    """Anthropic's API answers claude-sonnet-4-5-20250929; Bedrock asks 10 percent more for what it calls so too."""
+    models = ("--model", "aws/*claude-haiku-4-5*", "--model", "anthropic/claude-sonnet-4-5")
+    out, err = both_orders(run, "aws", "anthropic", *models)
+    engine = PricingEngine(load(out))
+    bedrock = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+    names = ["claude-sonnet-4-5-20250929", "claude-haiku-4-5-20251001", bedrock]
+    assert [engine.resolve_model(name) for name in names] == [
+        "claude-sonnet-4-5", None, "regional.anthropic.claude-haiku-4-5-20251001-v1:0",
+    ]  # fmt: skip
+    usage = {"model": "claude-sonnet-4-5-20250929", "input_tokens": 300_000, "output_tokens": 1000}
+    assert engine.calculate(usage).total == Decimal("1.8225")
+    head = " ".join(out.partition("\nversion: 1")[0].replace("\n#", "").split())
+    for said in (
+        "no alias claude-haiku-4-5-20251001 for aws's regional.anthropic.claude-haiku-4-5-20251001-v1:0",
+        "claude-sonnet-4-5-20250929 costs what anthropic's claude-sonnet-4-5 does; aws has another price",
+    ):
+        assert said in err
+        assert said in head
+    Path("two.yaml").write_text(out)
+    assert run("--update two.yaml --dry-run")[1] == "no difference\n"
+
+
+def test_a_provider_that_knows_anothers_names_takes_no_alias_of_them(run: Run) -> None:
+    models = ("--model", "google/gemini-2.5-pro", "--model", "aws/*claude-haiku-4-5*")
+    out, err = both_orders(run, "google", "aws", *models)
+    config = load(out)
+    for name in ("us.anthropic.claude-haiku-4-5-20251001-v1:0", "eu.anthropic.claude-haiku-4-5-20251001-v1:0"):
+        served = PricingEngine(config).resolve_model(name)
+        assert served == "regional.anthropic.claude-haiku-4-5-20251001-v1:0"
+    assert err.count("\n") == 1
+    assert "no alias claude-haiku-4-5-20251001 for" in err
+
+
+def test_a_key_that_goes_on_after_the_name_has_the_dated_names_as_aliases(run: Run) -> None:
+    engines = [
+        PricingEngine(load(run(f"--provider {provider} --tariff processing=batch --key {{}}:batch")[1]))
+        for provider in ("anthropic", "openai")
+    ]
+    names = ("claude-sonnet-4-5-20250929:batch", "claude-haiku-4-5-20251001:batch")
+    assert [engines[0].resolve_model(name) for name in names] == ["claude-sonnet-4-5:batch", "claude-haiku-4-5:batch"]
+    assert engines[1].resolve_model("gpt-5-2025-08-07:batch") == "gpt-5:batch"
+
+
 def test_the_price_of_a_day_and_what_comes_after(run: Run) -> None:
     _, _, err = run("--provider deepseek --model deepseek-v4-pro --on 2026-08-01")
     assert "deepseek-v4-pro: the catalogue has another price from 2026-08-17 on" in err
@@ -450,6 +503,15 @@ aliases:
 plans:
   pro: {id: pro, name: Pro, free_allowance: 100}
 """
+
+
+def test_an_update_keeps_the_part_of_the_factor_that_it_does_not_name(run: Run) -> None:
+    wanted = "--provider openai --model gpt-5"
+    run(f"{wanted} --credits-per-usd 1000 --markup 1.3 -o mine.yaml")
+    for more, factor in (("--markup 1.5", 1500), ("", 1500), ("--credits-per-usd 100", 150), ("--markup 1", 100)):
+        code, _, err = run(f"{wanted} {more} --update mine.yaml")
+        assert (code, err, load(Path("mine.yaml")).factor) == (0, "", Decimal(factor))
+    assert "factor: 100\n" in run(f"{wanted} --credits-per-usd 100")[1]
 
 
 def test_an_update_keeps_what_was_written_by_hand(run: Run) -> None:
@@ -498,6 +560,8 @@ def test_costs_beside_prices_of_ones_own(run: Run) -> None:
 BAD = [
     ("", "name a provider with --provider: anthropic, "),
     ("--provider opnai", "the catalogue has no provider 'opnai'; did you mean \"openai\"?"),
+    ("--provider bedrock", "the catalogue has no provider 'bedrock'; did you mean \"aws\"?"),
+    ("--provider vertex", "the catalogue has no provider 'vertex'; did you mean \"google\"?"),
     ("--provider openai --model gpt-5-mni", "openai: no model 'gpt-5-mni'; did you mean \"gpt-5-mini\"?"),
     ("--provider openai --model gpt-5 --tariff processing=bach", "no tariff processing=bach"),
     ("--provider anthropic --provider google --model claude-sonnet-4-5", "--model anthropic/…"),
@@ -508,6 +572,7 @@ BAD = [
     ("--update there.yaml", "its header names no import: say which with --provider"),
     ("--update made.yaml --markup 2", "--markup needs the whole command"),
     ("--provider openai --model gpt-5 --credits-per-usd 100 --update there.yaml", "a new factor would change"),
+    ("--provider openai --model gpt-5 --markup 2 --update factor.yaml", "its factor is 1300: say how much of it is"),
     ("--provider openai --model gpt-5 --update flow.yaml", "only a section with a line for each key"),
     ("--provider openai --model gpt-5 --update list.json", "only a YAML file with a line for each key"),
     ("--provider openai --model gpt-5 --update beside.yaml", "says cached: beside"),
@@ -522,6 +587,7 @@ def test_bad_input_is_a_clear_error(run: Run, line: str, said: str) -> None:
     Path("made.yaml").write_text(
         "# Made by `ducto-pg pricing import` x:\n#   ducto-pg pricing import\n# written by hand.\n"
     )
+    Path("factor.yaml").write_text("factor: 1300\nmodels:\n  gpt-5: input_tokens\n")
     Path("flow.yaml").write_text("models: {mine: input_tokens}\n")
     Path("list.json").write_text('{"models": {"mine": "input_tokens"}}')
     Path("beside.yaml").write_text("cached: beside\nmodels:\n  mine: input_tokens\n")

@@ -17,6 +17,7 @@ from ducto_pg.errors import (
     UnknownJobError,
     UnknownMetricError,
     UnknownModelError,
+    UnpricedUsageError,
 )
 from ducto_pg.models import PricingConfig, PricingConfigData, UsageMetrics
 from ducto_pg.pricing.engine import PricingEngine
@@ -203,6 +204,11 @@ def test_a_model_text_is_as_given() -> None:
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, type[DuctoError], str]] = {
     "unknown model": (
         NO_DEFAULT, {"model": "gpt4", "input_tokens": 1}, None, UnknownModelError, "'gpt4' (did you mean gpt-4?)"),
+    "a provider before a model": (
+        NO_DEFAULT, {"model": "x/y/gpt-4", "input_tokens": 1}, None, UnknownModelError,
+        "'x/y/gpt-4' (did you mean gpt-4? aliases: {\"x/y/\": \"*\"} serves all such names.)"),
+    "a count that is unread": (
+        NO_DEFAULT, {"model": "gpt-4", "unread": {"new.kind": 3}}, None, UnpricedUsageError, "say free: [unread]"),
     "unknown model, not used": (NO_DEFAULT, {"model": "x"}, None, UnknownModelError, "unknown model 'x'"),
     "no model, but tokens": (NO_DEFAULT, {"input_tokens": 1}, None, UnknownModelError, "no model is named"),
     "no model, tokens and a job": (

@@ -338,6 +338,18 @@ class TestJobs:
     ("usage", "code", "message", "hint"),
     [
         ({"model": "gpt-5", "input_tokens": 1}, "DU003", "unknown model 'gpt-5'", "did you mean gpt-4?"),
+        (
+            {"model": "a/gpt-4-0613"},
+            "DU003",
+            "unknown model 'a/gpt-4-0613'",
+            'did you mean gpt-4? aliases: {"a/": "*"} serves all such names.',
+        ),
+        (
+            {"model": "gpt-4", "unread": {"new.kind": 3}},
+            "DU008",
+            "no formula of this price names unread.new.kind",
+            "No formula can name what is unread: say free: [unread], or read the body by the API that returned it.",
+        ),
         ({"model": "xyz"}, "DU003", "unknown model 'xyz'", "Add it to the config's models, or price _default."),
         ({"input_tokens": 1}, "DU003", "tokens were used, but no model is named", "name the model or price _default"),
         ({"model": "gpt-4", "inputTokens": 1}, "DU005", "unknown metric 'inputTokens'", "did you mean input_tokens?"),

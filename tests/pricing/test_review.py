@@ -82,6 +82,15 @@ REMARKS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no tools": ({"tools": {}}, ["there is no section tools: tool calls are free"]),
     "some tools": (
         {"tools": {"x": "tool_calls"}}, ["tools has no _default: calls of other tools than x are free"]),
+    "an alias that takes a name from a key": (
+        {"models": {"claude-x": ALL, "aws.x": ALL + " * 2", "same": ALL},
+         "aliases": {"claude-x-20250929": "aws.x", "claude-x-latest": "same", "*x-latest": "aws.x", "y": "aws.x"}},
+        ["aliases.claude-x-20250929: claude-x would serve this name at another price than aws.x: see that it is meant"],
+    ),
+    "a key that no name of Bedrock reaches": (
+        {"models": {"regional.a": ALL, "regional.b": ALL}, "aliases": {"*us.a": "regional.a"}},
+        ["models.regional.b: Bedrock's names have a region there, as us.…: without an alias none reaches this key"],
+    ),
     "a default": (
         {"models": {"_default": ALL}},
         ["models._default prices every model that has no line of its own, whatever it costs you"],
@@ -121,11 +130,14 @@ def told(conn: Connection) -> list[str]:
 
 
 def test_the_first_activation_tells_the_time_zone_that_it_fixes(conn: Connection, told: list[str]) -> None:
+    hints: list[str | None] = []
+    conn.add_notice_handler(lambda notice: hints.append(notice.message_hint))
     manager = CreditManager(conn)
     manager.publish_pricing({**FULL, "timezone": "Europe/Berlin"}, activate=False)
     assert told == []
     manager.activate_pricing(1)
     assert told == ["days and months are those of Europe/Berlin for ever: the first activation fixes the time zone"]
+    assert hints == ["To have another, install ducto_pg anew in an empty database: no later version can change it."]
     manager.publish_pricing({**FULL, "timezone": "Europe/Berlin", "min_balance": 1})
     assert len(told) == 1
 

@@ -71,9 +71,12 @@ def in_python(body: Any, api: str | None = None, model: str | None = None, besid
 @pytest.fixture
 def in_sql(conn: Connection) -> Callable[..., Said]:
     def ask(body: Any, api: str | None = None, model: str | None = None, beside: bool = False) -> Said:
-        query = "select ducto_private.read_body(%s::jsonb, %s, %s, %s)::text"
+        query = """
+            select case when %s then ducto_private.without_cached(r.usage) else r.usage end::text
+            from ducto_private.read_body(%s::jsonb, %s, %s) as r (usage)
+        """
         try:
-            row = conn.execute(query, [exactjson.dumps(body), api, model, beside]).fetchone()
+            row = conn.execute(query, [beside, exactjson.dumps(body), api, model]).fetchone()
         except psycopg.errors.InvalidParameterValue as error:
             return error.diag.message_primary or "", error.diag.message_hint
         assert row
@@ -202,6 +205,12 @@ READ: list[tuple[str, Any, str | None, str | None, dict[str, Any]]] = [
     ("a Bedrock stream", [{"messageStop": {}}, {"metadata": {"usage": {"inputTokens": 3, "outputTokens": 4,
      "cacheWriteInputTokens": 10, "cacheDetails": [{"ttl": "1h", "inputTokens": 6}, {"ttl": "5m", "inputTokens": 4}]}}}], None, None,
      {"input_tokens": 13, "output_tokens": 4, "cache_write_tokens": 10, "cache_write_1h_tokens": 6}),
+    ("chunks that all tell the usage so far", [{"choices": [{"delta": {}}], "usage": CHAT}, {"choices": [{"text": "a"}], "usage": CHAT}],
+     "openai_chat", None, {"input_tokens": 100, "output_tokens": 20}),
+    ("a Gemini stream without ids", [{"candidates": [], "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": n}}
+     for n in (2, 5)], None, None, {"input_tokens": 9, "output_tokens": 5}),
+    ("counts that another API knows, which change nothing", {**CHAT, "total_time": 3, "queue_time": 1}, "openai_chat", None,
+     {"input_tokens": 100, "output_tokens": 20, "unread": {"queue_time": 1, "total_time": 3}}),
     ("metrics of InvokeModel", {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 3, "outputTokenCount": 4, "invocationLatency": 9}},
      "bedrock_invoke", None, {"input_tokens": 3, "output_tokens": 4}),
     ("DeepSeek says its cache twice", {**CHAT, "prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 36,
@@ -231,7 +240,8 @@ def test_reads(
 REFUSED: list[tuple[str, Any, str | None, str, str]] = [
     ("no object", 3, None, "not number", "what the provider returned"),
     ("null", None, None, "not null", "what the provider returned"),
-    ("no usage", {"choices": [], "id": "x"}, None, "it has choices, id", "docs/usage.md"),
+    ("no usage", {"data": [], "id": "x"}, None, "it has data, id", "docs/usage.md"),
+    ("an answer without its usage", {"choices": [], "id": "x"}, "openai", "the body has no usage of openai", "include_usage"),
     ("nothing", {}, None, "it has nothing", "docs/usage.md"),
     ("a text", "{}", None, "no usage of a known API", ""),
     ("a text for a number", {**CHAT, "prompt_tokens": "100"}, None, "prompt_tokens must be a number, not string", "quote no numbers"),
@@ -262,8 +272,16 @@ REFUSED: list[tuple[str, Any, str | None, str, str]] = [
       {"type": "conversation.item.input_audio_transcription.completed", "item_id": "a", "usage": {"input_tokens": 13, "output_tokens": 9}},
       {"type": "response.done", "response": {"id": "b", "usage": {"input_tokens": 132, "output_tokens": 121}}}], "openai_realtime",
      "2 answers in one body", "Charge each answer"),
-    ("answers of two models", [{"model": "a", "usage": CHAT}, {"model": "b", "usage": CHAT}], None, "2 models in one body: a, b",
-     "Charge each answer"),
+    ("answers of two models", [{"model": "a", "type": "x", "usage": CHAT}, {"model": "b", "usage": CHAT}], None,
+     "2 models in one body: a, b", "Charge each answer"),
+    ("two embeddings without ids", [{"object": "list", "model": "e", "usage": {"prompt_tokens": n, "total_tokens": n}} for n in (8, 5)],
+     None, "2 answers in one body", "Charge each answer"),
+    ("two answers of Converse", [{"output": {"message": {}}, "stopReason": "end_turn", "usage": {"inputTokens": n, "outputTokens": n}}
+     for n in (8, 5)], "bedrock", "2 answers in one body", "Charge each answer"),
+    ("two chats, one without its id", [{"id": "a", "choices": [{"message": {}}], "usage": CHAT}, {"choices": [{"message": {}}], "usage": CHAT}],
+     None, "2 answers in one body", "Charge each answer"),
+    ("Anthropic's by the name of OpenAI", {"usage": {**CLAUDE, "cache_read_input_tokens": 100}}, "openai", "no usage of openai",
+     "It looks like that of anthropic_messages"),
     ("a model that is none", {"model": 5, "usage": CHAT}, None, "model must be a text, not number", "Name the model"),
     ("a model too long", {"model": "m" * 256, "usage": CHAT}, None, "more than 255", "Name the model"),
 ]  # fmt: skip
@@ -402,7 +420,8 @@ def test_random_bodies_are_read_or_refused_alike(conn: Connection) -> None:
           v_message text;
           v_hint text;
         begin
-          return ducto_private.read_body(p_body, p_api, p_model, p_beside)::text;
+          return case when p_beside then ducto_private.without_cached(r.usage) else r.usage end::text
+            from ducto_private.read_body(p_body, p_api, p_model) as r (usage);
         exception when invalid_parameter_value then
           get stacked diagnostics v_message = message_text, v_hint = pg_exception_hint;
           return jsonb_build_array(v_message, v_hint)::text;
