@@ -53,7 +53,6 @@ declare
   v_is_sold boolean;
   v_account ducto_private.accounts;
   v_from text;
-  v_before ducto_private.accounts;
   v_now timestamptz;
   v_key ducto_private.hold_keys;
   v_schedule ducto_private.plan_schedules;
@@ -98,7 +97,6 @@ begin
 
   v_account := ducto_private.expire(v_account, v_now);
   v_from := v_account.plan_id;
-  v_before := v_account;
   if v_from is not null then
     v_account := ducto_private.roll_allowance(v_account, ducto_private.find_terms(null, v_from, v_now), v_now);
   end if;
@@ -134,7 +132,6 @@ begin
     values (p_user_id, p_idempotency_key, v_fingerprint, v_answer.revision, v_answer.plan_id, v_answer.next_plan_id,
       v_answer.next_plan_at);
   end if;
-  perform ducto_private.tell_balance(v_before, v_account, v_now);
   perform ducto_private.after_call(v_account, v_now);
   return v_answer;
 end

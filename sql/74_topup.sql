@@ -230,7 +230,7 @@ create or replace function ducto_private.balance_not_found() returns ducto.balan
 language plpgsql immutable
 as $$
 begin
-  return row(null, 0, 0, 0, 0, 0, 0, 'account_not_found', null)::ducto.balance_result;
+  return row(null, 0, 0, 0, 0, 0, 0, 'account_not_found', false)::ducto.balance_result;
 end
 $$;
 

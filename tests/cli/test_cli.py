@@ -227,12 +227,16 @@ def test_credits_are_added_removed_refunded_and_listed(run: Run, shop: Connectio
 
 
 def test_plans_and_caps(run: Run, shop: Connection) -> None:
-    assert cells(run("plan", "set", "ann", "pro")[1]) == [["user_id", "ann"], ["plan_id", "pro"]]
+    assert cells(run("plan", "set", "ann", "pro")[1]) == [
+        ["user_id", "ann"],
+        ["plan_id", "pro"],
+        ["idempotent", "false"],
+    ]
     assert ["features", '{"seats":', "3}"] in cells(run("plan", "show", "ann")[1])
     assert ["allowance_remaining", "20"] in cells(run("plan", "allowance", "ann")[1])
     assert cells(run("plan", "feature", "ann", "sso")[1])[-1] == ["has_feature", "false"]
     assert run("plan", "set", "ann", "gold")[2].startswith("ducto-pg: plan_not_found: ")
-    assert cells(run("plan", "remove", "ann")[1]) == [["user_id", "ann"]]
+    assert cells(run("plan", "remove", "ann")[1]) == [["user_id", "ann"], ["idempotent", "false"]]
 
     assert ["action", "warn"] in cells(run("cap", "set", "ann", "40", "--action", "warn")[1])
     names, cap = cells(run("cap", "list", "ann")[1])
@@ -273,8 +277,8 @@ def test_sweeping_goes_on_until_nothing_is_left(run: Run, shop: Connection, cloc
         )
     clock.advance(timedelta(hours=2))
     counts = [["expired_count", "3"], ["expired_amount", "30"]]
-    assert cells(run("sweep", "--dry-run")[1]) == [*counts, ["dry_run", "true"]]
-    assert cells(run("sweep", "--limit", "1")[1]) == [*counts, ["dry_run", "false"]]
+    assert cells(run("sweep", "--dry-run")[1]) == [*counts, ["dry_run", "true"], ["account_count", "3"]]
+    assert cells(run("sweep", "--limit", "1")[1]) == [*counts, ["dry_run", "false"], ["account_count", "3"]]
     assert json.loads(run("sweep", "--json")[1])["expired_count"] == 0
     assert run("verify")[0] == 0
 

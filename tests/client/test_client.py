@@ -117,6 +117,7 @@ class TestDeclarations:
             "job_name",
             "idempotency_key",
             "metadata",
+            "labels",
             "occurred_at",
         ]
         assert all(inspect.getdoc(getattr(credits, rpc.name)) for rpc in RPCS)
@@ -182,6 +183,7 @@ class TestRoundTrip:
             "expired_count": 0,
             "expired_amount": 0,
             "dry_run": True,
+            "account_count": 1,
         }
         assert credits.verify_ledger() == []
 
@@ -540,7 +542,7 @@ class TestExactness:
             (("alice", {}), {"user_id": "bob"}, "deduct: multiple values for argument 'user_id'"),
             (("alice", {}), {"metrcs": {}}, "deduct: got an unexpected keyword argument 'metrcs'"),
             (("alice",), {"metrcs": {}}, "deduct: missing a required argument: 'metrics'"),
-            (("alice", {}, "k", None, None, True, None, 7), {}, "deduct: too many positional arguments"),
+            (("alice", {}, "k", None, None, True, None, None, 7), {}, "deduct: too many positional arguments"),
         ],
     )
     def test_a_call_with_wrong_arguments_is_named(

@@ -255,8 +255,8 @@ REFUSED = {
         "column ducto_private.transactions.metadata is missing",
     ),
     "another type of a column": (
-        "alter table ducto_private.events alter attempts type bigint",
-        "column ducto_private.events.attempts is bigint, not integer",
+        "alter table ducto_private.deliveries alter attempts type bigint",
+        "column ducto_private.deliveries.attempts is bigint, not integer",
     ),
     "another type of an answer": (
         "alter type ducto.violation add attribute more text",

@@ -50,6 +50,10 @@ STEPS: dict[str, Step] = {
     "set a top-up": lambda m, at: m.set_auto_topup(at["user"], 500, 100),
     "fail a top-up": lambda m, at: m.fail_topup(at["user"], m.set_auto_topup(at["user"], 500, 100).due_key or "", 60),
     "remove a top-up": lambda m, at: [m.set_auto_topup(at["user"], 5, 100), m.remove_auto_topup(at["user"])][1],
+    "take over a guest": lambda m, at: [
+        m.add_credits(f"{at['user']} as a guest", 5),
+        m.merge_accounts(f"{at['user']} as a guest", at["user"]),
+    ][1],
     "thaw": lambda m, at: m.freeze_account(at["user"], False),
 }
 

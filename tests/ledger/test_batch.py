@@ -91,7 +91,10 @@ def refuses_one(error: str, **fields: Any) -> Check:
     def check(ledger: Ledger, call: Call) -> None:
         before = ledger.tables()
         answers(refused(error, **fields))(ledger, call)
-        assert ledger.tables() == before
+        after = ledger.tables()
+        if error == "insufficient_credits":  # The first tells, and flags the account's row.
+            before |= {name: after[name] for name in ("accounts", "events")}
+        assert after == before
         (element,) = call.positional[0]
         ask.add_credits("good", 10)(ledger)
         answers(row(1, 9), refused(error, **fields), row(2, 7))(

@@ -21,7 +21,7 @@ REFUSALS = """
     insufficient_credits account_not_found is_a_team spend_cap_exceeded reservation_not_found reservation_not_active
     transaction_not_found not_refundable already_refunded refund_exceeds_original exceeds_grant plan_not_found
     cap_not_found team_exists team_not_found not_a_member member_cap_exceeded idempotency_conflict
-    topup_not_found account_frozen
+    topup_not_found account_frozen hold_exceeded has_open_holds
 """
 
 

@@ -181,12 +181,12 @@ def test_terms() -> None:
     }  # fmt: skip
     assert pro == {
         "plan_id": "pro", "plan_name": "Pro", "free_allowance": 5, "period": "week", "anchored": True,
-        "rollover": 2, "features": {"seats": 3},
+        "rollover": 2, "plan_low_balance": None, "features": {"seats": 3},
         "plan_factor": Decimal("0.5"), "overrides": "plans.pro.rate_overrides",
     }  # fmt: skip
     assert free == {
         "plan_id": "free", "plan_name": "Free", "free_allowance": 0, "period": "month", "anchored": False,
-        "rollover": 0, "features": {}, "plan_factor": 1, "overrides": None,
+        "rollover": 0, "plan_low_balance": None, "features": {}, "plan_factor": 1, "overrides": None,
     }  # fmt: skip
     assert str(none["factor"]) == "20"
     more = {"match": "exact", "aliases": {"x": "gpt"}, "unpriced": "warn", "cached": "beside", "free": ["input_tokens"]}
