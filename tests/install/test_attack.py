@@ -357,6 +357,7 @@ USUAL = {
     "p_ids": ["x"],
     "p_job_name": "report",
     "p_key": "k",
+    "p_threshold": 5,
     "p_from": "mallory",
     "p_into": "eve",
     "p_limit": 5,
